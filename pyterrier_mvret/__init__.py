@@ -1,0 +1,48 @@
+"""Multi-vector and latent-sparse retrieval for PyTerrier.
+
+Text becomes vectors once; everything else is a choice of how to score them. Two nouns carry the package: a *model*
+(:class:`ColBERT`) encodes and scores text, an *index* (:class:`MultiVecIndex`) stores, retrieves and rescores. Every
+verb of either returns a :class:`pyterrier.Transformer`.
+
+Names are loaded on first use: importing the package imports neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# public name -> module that defines it; a name equal to its module's last part is the module itself
+_PUBLIC = {
+    "ColBERT": "pyterrier_mvret.methods.colbert",
+    "MultiVecIndex": "pyterrier_mvret.indexes.multivec",
+    "TokenBatch": "pyterrier_mvret.encoders.token_batch",
+    "TokenEncoder": "pyterrier_mvret.encoders.token_encoder",
+    "datasets": "pyterrier_mvret.datasets",
+    "explain": "pyterrier_mvret.explain",
+    "models": "pyterrier_mvret.encoders.models",
+    "scoring": "pyterrier_mvret.scoring",
+}
+
+__all__ = [*_PUBLIC, "__version__"]
+
+if TYPE_CHECKING:
+    from pyterrier_mvret import datasets, explain, scoring
+    from pyterrier_mvret.encoders import models
+    from pyterrier_mvret.encoders.token_batch import TokenBatch
+    from pyterrier_mvret.encoders.token_encoder import TokenEncoder
+    from pyterrier_mvret.indexes.multivec import MultiVecIndex
+    from pyterrier_mvret.methods.colbert import ColBERT
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(_PUBLIC[name])
+    value = module if module.__name__.rpartition(".")[2] == name else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

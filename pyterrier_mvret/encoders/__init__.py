@@ -1,0 +1,1 @@
+"""Text to vectors, on sentence-transformers: loading, markers, token offsets."""

@@ -1,0 +1,138 @@
+"""What fixes the vectors of a model: settings applied to it, read from it, and a digest of its weights.
+
+The functions work on sentence-transformers' ``MultiVectorEncoder``, whose settings live in its modules: lengths and
+query expansion in the Transformer, the skiplist in the mask, normalisation and pooling as modules of their own.
+"""
+
+import hashlib
+import string
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from sentence_transformers import MultiVectorEncoder
+
+    from pyterrier_mvret.encoders.token_encoder import TokenEncoder
+
+# lengths of the sources' own defaults, for checkpoints that do not state theirs (Stanford class, PyLate)
+_DOC_LENGTH = {"stanford": 220, "pylate": 180}
+_QUERY_LENGTH = 32
+
+
+def apply(settings: "TokenEncoder", model: "MultiVectorEncoder", layout: str) -> None:
+    """Explicit settings over the checkpoint's own, these over the defaults of the code that wrote it."""
+    from sentence_transformers.base.modules import Normalize
+    from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
+
+    for task, prefix in (("query", settings.query_prefix), ("document", settings.doc_prefix)):
+        if prefix is not None:
+            model.prompts[task] = prefix
+            _register_marker(model.tokenizer, prefix)
+    transformer: Any = model[0]
+    length = settings.doc_length or transformer.document_length or _DOC_LENGTH.get(layout)
+    if length is not None:
+        transformer.document_length = length
+    _apply_expansion(settings, transformer)
+    mask = _mask(model)
+    if mask is not None and settings.skiplist is not None:
+        mask.skiplist_words = list(string.punctuation if settings.skiplist == "punctuation" else settings.skiplist)
+        mask.resolve_with_tokenizer(model.tokenizer)
+    if settings.normalize is True and not normalizes(model):
+        model.append(Normalize(module_input_name="token_embeddings"))
+    elif settings.normalize is False:
+        for key in [k for k, m in model.named_children() if isinstance(m, Normalize)]:
+            delattr(model, key)
+    if settings.token_pooling is not None:
+        unit = normalizes(model)
+        model.append(HierarchicalTokenPooling(pool_factor=settings.token_pooling, normalize_embeddings=unit))
+
+
+def _apply_expansion(settings: "TokenEncoder", transformer: Any) -> None:
+    current = transformer.query_expansion
+    expand = settings.query_expansion if settings.query_expansion is not None else current is not None
+    if not expand:
+        transformer.query_expansion = None
+        transformer.query_length = settings.query_length or transformer.query_length
+        return
+    current = dict(current or {"strategy": "fixed", "attend": False, "length": _QUERY_LENGTH})
+    current["length"] = settings.query_length or current["length"]
+    if settings.attend is not None:
+        current["attend"] = settings.attend
+    transformer.query_length = None  # the expansion's own length rules
+    transformer.query_expansion = current
+
+
+def _register_marker(tokenizer: Any, prefix: str) -> None:
+    """Makes the tokeniser keep a marker it knows (``[unused0]``) in one piece instead of splitting its text."""
+    from transformers import AddedToken
+
+    for marker in (prefix, *prefix.split(maxsplit=1)[:1]):
+        if marker and marker in tokenizer.get_vocab():
+            if tokenizer.tokenize(marker) != [marker]:
+                token = AddedToken(marker, normalized=False, special=True)
+                tokenizer.add_special_tokens({"additional_special_tokens": [token]})
+            return
+
+
+def describe(model: "MultiVectorEncoder") -> dict[str, Any]:
+    """The settings of a model as plain data; ``document`` holds those that documents of one index must share."""
+    transformer: Any = model[0]
+    mask = _mask(model)
+    return {
+        "query_prefix": model.prompts.get("query") or "",
+        "query_length": transformer.query_length,
+        "query_expansion": dict(transformer.query_expansion) if transformer.query_expansion else None,
+        "document": {
+            "prefix": model.prompts.get("document") or "",
+            "length": transformer.document_length or transformer.max_seq_length,
+            "skiplist": sorted(mask.skiplist_words) if mask else [],
+            "pooling": [repr(m.get_config_dict()) for m in _poolings(model)],
+        },
+        "normalize": normalizes(model),
+    }
+
+
+def normalizes(model: "MultiVectorEncoder") -> bool:
+    """Whether token vectors come out with length one."""
+    from sentence_transformers.base.modules import Normalize
+
+    return any(isinstance(m, Normalize) and m.module_input_name == "token_embeddings" for m in model)
+
+
+def pools(model: "MultiVectorEncoder", task: str) -> bool:
+    """Whether rows of a task stand for clusters of tokens instead of tokens."""
+    return any(m.applies_to(task) for m in _poolings(model))
+
+
+def _poolings(model: "MultiVectorEncoder") -> list[Any]:
+    from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling
+
+    return [m for m in model if isinstance(m, BaseTokenPooling)]
+
+
+def _mask(model: "MultiVectorEncoder") -> Any:
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
+    return next((m for m in model if isinstance(m, MultiVectorMask)), None)
+
+
+def digest(model: "MultiVectorEncoder") -> str:
+    """Twelve hexadecimal digits over all weights that reach a token vector, and the normalisation."""
+    sha = hashlib.sha256(str(normalizes(model)).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if "pooler" in name.split("."):  # not used, and drawn anew at each loading where a checkpoint has none
+            continue
+        sha.update(f"{name}{tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().float().cpu().contiguous().numpy().data)
+    return sha.hexdigest()[:12]
+
+
+def check_probe(model: "MultiVectorEncoder", label: str) -> None:
+    """A short text must come out as rows of the promised width, of length one if normalised."""
+    for encode in (model.encode_query, model.encode_document):
+        rows = np.asarray(encode(["probe"], convert_to_numpy=True, show_progress_bar=False)[0], np.float32)
+        if rows.ndim != 2 or rows.shape[1] != model.get_embedding_dimension() or not np.isfinite(rows).all():
+            raise ValueError(f"{label}: a probe came out with shape {rows.shape} or non-finite; damaged checkpoint?")
+        if normalizes(model) and not np.allclose(np.linalg.norm(rows, axis=1), 1, atol=2e-2):
+            raise ValueError(f"{label}: token vectors should have length one and do not; damaged checkpoint?")

@@ -1,0 +1,243 @@
+"""Text to token vectors, on sentence-transformers' ``MultiVectorEncoder``."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyterrier as pt
+
+from pyterrier_mvret.component import Configured
+from pyterrier_mvret.encoders import checkpoints, models, settings
+from pyterrier_mvret.encoders.token_batch import TokenBatch
+
+if TYPE_CHECKING:
+    from sentence_transformers import MultiVectorEncoder
+
+Task = Literal["query", "document"]
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+class TokenEncoder(Configured):
+    """Encodes queries and documents as one vector a token.
+
+    Opens every public layout of a multi-vector checkpoint (Stanford ColBERT, PyLate, sentence-transformers) and plain
+    sentence encoders, whose token states are then used as they are. A projection that was never trained is attached
+    only where ``init_projection`` asks for it. Settings left at None are the checkpoint's own; where it states none,
+    the defaults of the code that wrote it (query length 32; document length 220 for Stanford, 180 for PyLate).
+
+    Args:
+        name: a folder, a name on the Hub, or a ``MultiVectorEncoder`` already in memory.
+        init_projection: dimensions of a new, untrained projection for an encoder without one; to be trained.
+        query_prefix: text or marker put before each query, such as ``"[Q] "``; ``""`` for none.
+        doc_prefix: the same before each document.
+        query_length: tokens of a query at most (exactly, with expansion), markers included.
+        doc_length: tokens of a document at most, markers included.
+        query_expansion: pad queries with [MASK] to ``query_length`` and score the padding (ColBERT section 3.2).
+        attend: whether the other query tokens see the expansion (jina-colbert-v2) or not (ColBERT's own code).
+        skiplist: document tokens that are not scored: words, or ``"punctuation"``; ``[]`` for none.
+        normalize: scale token vectors to length one.
+        token_pooling: keep about one of this many document vectors by hierarchical clustering.
+        device: ``"cpu"``, ``"cuda"``, ...; none takes an accelerator if there is one.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"`` arithmetic in the model; vectors come out as float32.
+        batch_size: texts a forward pass.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: run code that comes with the checkpoint.
+        cache_folder: where the Hub's files are kept.
+
+    Raises:
+        OSError: no such checkpoint (on first use).
+        ValueError: a checkpoint that has no token vectors (on first use).
+
+    >>> import pyterrier_mvret as mv
+    >>> encoder = mv.TokenEncoder(mv.models.MINILM)
+    >>> batch = encoder.encode_docs(["A cat sat.", ""])
+    >>> batch.vectors.shape, batch.offsets.tolist()
+    ((8, 384), [0, 6, 8])
+    >>> batch.spans[:6].tolist()
+    [[0, 0], [0, 1], [2, 5], [6, 9], [9, 10], [0, 0]]
+    """
+
+    _not_identity: ClassVar[tuple[str, ...]] = ("verbose", "cache_folder")
+
+    def __init__(
+        self,
+        name: "str | Path | MultiVectorEncoder",
+        init_projection: int | None = None,
+        *,
+        query_prefix: str | None = None,
+        doc_prefix: str | None = None,
+        query_length: int | None = None,
+        doc_length: int | None = None,
+        query_expansion: bool | None = None,
+        attend: bool | None = None,
+        skiplist: Sequence[str] | Literal["punctuation"] | None = None,
+        normalize: bool | None = None,
+        token_pooling: float | None = None,
+        device: str | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        batch_size: int = 32,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        cache_folder: str | None = None,
+        verbose: bool = False,
+    ):
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        for what, length in (("query_length", query_length), ("doc_length", doc_length)):
+            if length is not None and length < 4:
+                raise ValueError(f"{what} must leave room for markers and a token (at least 4), got {length}")
+        self.name = str(name) if isinstance(name, Path) else name
+        self.init_projection = init_projection
+        self.query_prefix, self.doc_prefix = query_prefix, doc_prefix
+        self.query_length, self.doc_length = query_length, doc_length
+        self.query_expansion, self.attend = query_expansion, attend
+        self.skiplist = skiplist
+        self.normalize = normalize
+        self.token_pooling = token_pooling
+        self.device, self.dtype, self.batch_size = device, dtype, batch_size
+        self.revision, self.trust_remote_code, self.cache_folder = revision, trust_remote_code, cache_folder
+        self.verbose = verbose
+
+    # ------------------------------------------------------------------ encoding
+
+    def encode_queries(self, texts: Sequence[str], verbose: bool | None = None) -> TokenBatch:
+        """Token vectors of queries; expansion rows, markers and separators are scored and so included."""
+        return self._encode(texts, "query", verbose)
+
+    def encode_docs(self, texts: Sequence[str], verbose: bool | None = None) -> TokenBatch:
+        """Token vectors of documents, without the tokens of the skiplist."""
+        return self._encode(texts, "document", verbose)
+
+    def _encode(self, texts: Sequence[str], task: Task, verbose: bool | None) -> TokenBatch:
+        # equal texts are encoded once, texts of like length together so that little is padded
+        place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        unique = sorted(place, key=len, reverse=True)
+        parts: list[tuple[npt.NDArray[Any], ...]] = [()] * len(unique)
+        batches = range(0, len(unique), self.batch_size)
+        show = self.verbose if verbose is None else verbose
+        for start in pt.tqdm(batches, desc=f"encoding {task}s", unit="batch", disable=not show):
+            batch = unique[start : start + self.batch_size]
+            for text, part in zip(batch, self._forward(batch, task), strict=True):
+                parts[place[text]] = part
+        rows = [parts[place[text]] for text in texts]
+        lengths = [len(row[0]) for row in rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+        def packed(field: int, empty: npt.NDArray[Any]) -> Any:
+            return np.concatenate([row[field] for row in rows]) if rows else empty
+
+        vectors = packed(0, np.empty((0, self.dim if rows else 0), np.float32))
+        if rows and len(rows[0]) == 1:
+            return TokenBatch(vectors, offsets)
+        token_ids = packed(1, np.empty(0, np.int32))
+        spans = packed(2, np.empty((0, 2), np.int32)) if not rows or len(rows[0]) == 3 else None
+        return TokenBatch(vectors, offsets, token_ids, spans)
+
+    def _forward(self, texts: list[str], task: Task) -> list[tuple[npt.NDArray[Any], ...]]:
+        """One batch through the model: for each text its scored vectors, token ids and character spans."""
+        import torch
+        from sentence_transformers.util import batch_to_device
+
+        model = self.model
+        prefix = model.prompts.get(task) or ""
+        fast = bool(getattr(model.tokenizer, "is_fast", False))
+        wanted = {"text": {"return_offsets_mapping": True}} if fast else None
+        features = model.preprocess(texts, prompt=prefix, task=task, processing_kwargs=wanted)
+        spans = features.pop("offset_mapping", None)
+        with torch.inference_mode():
+            out = model(batch_to_device(features, model.device), task=task)
+        masks = out["attention_mask"].bool()
+        vectors = [v[m].float().cpu().numpy() for v, m in zip(out["token_embeddings"], masks, strict=True)]
+        token_ids = out["input_ids"]
+        if masks.shape != token_ids.shape or settings.pools(model, task):
+            return [(v,) for v in vectors]  # after pooling a row is no longer one token
+        kept = masks.cpu().numpy()
+        ids = [row[m].astype(np.int32) for row, m in zip(token_ids.cpu().numpy(), kept, strict=True)]
+        if spans is None:
+            return list(zip(vectors, ids, strict=True))
+        # positions count from the text's own start; expansion may have widened the batch beyond the tokeniser's width
+        starts_at = np.clip(spans.cpu().numpy().astype(np.int32) - len(prefix), 0, None)
+        places = np.zeros((*kept.shape, 2), np.int32)
+        places[:, : starts_at.shape[1]] = starts_at
+        places[places[..., 0] >= places[..., 1]] = 0
+        return list(zip(vectors, ids, (p[m] for p, m in zip(places, kept, strict=True)), strict=True))
+
+    def tokens(self, token_ids: npt.NDArray[Any]) -> list[str]:
+        """The vocabulary's spelling of token ids."""
+        return list(self.model.tokenizer.convert_ids_to_tokens(np.asarray(token_ids).tolist()))
+
+    # ------------------------------------------------------------------ identity
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of a token vector."""
+        return int(self.model.get_embedding_dimension() or 0)
+
+    @cached_property
+    def space(self) -> str:
+        """``name#digest`` of the vector space: equal digests mean comparable vectors.
+
+        The digest covers every weight and whether vectors are normalised, not the name or place of the checkpoint nor
+        device, batch size or arithmetic: vectors from another machine, or in half precision, live in the same space.
+        """
+        return f"{Path(self._label).name}#{self._digest()}"
+
+    @property
+    def _label(self) -> str:
+        return models.label(self.name) if isinstance(self.name, str) else type(self.name).__name__
+
+    def _digest(self) -> str:
+        if self._weights_digest is None:
+            self._weights_digest = settings.digest(self.model)
+        return self._weights_digest
+
+    _weights_digest: str | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that fixes the vectors, as plain data; stored with an index and compared when it grows."""
+        return {
+            "space": self.space,
+            "name": self._label,
+            "revision": self.revision,
+            "dim": self.dim,
+            "dtype": self.dtype,
+            **settings.describe(self.model),
+        }
+
+    # ------------------------------------------------------------------ loading and saving
+
+    @cached_property
+    def model(self) -> "MultiVectorEncoder":
+        """The model, opened on first use."""
+        import torch
+        from sentence_transformers.util import get_device_name
+
+        layout: str = "native"
+        if not isinstance(self.name, str):
+            model: Any = self.name
+        else:
+            folder = checkpoints.local_folder(self.name, self.revision, self.cache_folder, self.trust_remote_code)
+            layout = checkpoints.detect(folder)
+            model = checkpoints.open_checkpoint(folder, layout, self.init_projection, self.trust_remote_code)
+        settings.apply(self, model, layout)
+        if self.dtype != "float32":
+            self._weights_digest = settings.digest(model)  # of the weights before they are rounded
+        model.to(device=self.device or get_device_name(), dtype=getattr(torch, self.dtype)).eval()
+        settings.check_probe(model, self._label)
+        return model
+
+    def save(self, path: str | Path) -> None:
+        """Writes a checkpoint in sentence-transformers' own layout; ``TokenEncoder(path)`` reads it back."""
+        self.model.save_pretrained(str(path))
+
+    def __getstate__(self) -> Mapping[str, Any]:
+        # settings travel, weights do not: a copy in another process opens the checkpoint itself
+        state = self.__dict__.copy()
+        if isinstance(self.name, str):
+            state.pop("model", None)
+        return state

@@ -1,0 +1,72 @@
+"""Why a document got its score: alignments of tokens as data, and as a heat map."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from pyterrier_mvret.encoders.token_encoder import TokenEncoder
+    from pyterrier_mvret.scoring import MaxSim
+
+
+def alignment(encoder: "TokenEncoder", scoring: "MaxSim", query: str, text: str) -> pd.DataFrame:
+    """The document token that each query token takes, as one row a query token; see ``ColBERT.explain``.
+
+    Raises:
+        ValueError: a document without vectors has nothing to align with.
+    """
+    q, d = encoder.encode_queries([query]), encoder.encode_docs([text])
+    if not len(d.vectors):
+        raise ValueError("the text has no scored token: nothing to align with")
+    similarities = q.vectors @ d.vectors.T
+    best = similarities.argmax(axis=1)
+    top = similarities[np.arange(len(best)), best]
+    contribution = 2 * top - 2 if scoring.similarity == "l2" else top
+    if scoring.normalize == "query":
+        contribution = contribution / len(contribution)
+    frame = pd.DataFrame(
+        {
+            "query_token": _tokens(encoder, q.token_ids, len(top)),
+            "doc_token": np.array(_tokens(encoder, d.token_ids, len(d.vectors)), dtype=object)[best],
+            "similarity": top,
+            "weight": np.ones(len(top), np.float32),
+            "contribution": contribution,
+            "query_position": np.arange(len(top)),
+            "doc_position": best,
+        }
+    )
+    for side, spans, rows in (("query", q.spans, slice(None)), ("doc", d.spans, best)):
+        places = np.zeros((len(top), 2), np.int32) if spans is None else spans[rows]
+        frame[f"{side}_start"], frame[f"{side}_end"] = places[:, 0], places[:, 1]
+    return frame
+
+
+def _tokens(encoder: "TokenEncoder", token_ids: Any, n: int) -> list[str]:
+    return encoder.tokens(token_ids) if token_ids is not None else [f"#{i}" for i in range(n)]
+
+
+def heatmap(encoder: "TokenEncoder", query: str, text: str, ax: Any = None) -> Any:
+    """Draws all similarities of query and document tokens, the best of each query token framed.
+
+    Needs matplotlib (extra ``plot``). Returns the axes.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib import pyplot
+        from matplotlib.patches import Rectangle
+    except ImportError as error:
+        raise ImportError("drawing needs matplotlib: pip install 'pyterrier-mvret[plot]'") from error
+    q, d = encoder.encode_queries([query]), encoder.encode_docs([text])
+    similarities = q.vectors @ d.vectors.T
+    if ax is None:
+        _, ax = pyplot.subplots(figsize=(2 + 0.3 * similarities.shape[1], 1.5 + 0.3 * similarities.shape[0]))
+    image = ax.imshow(similarities, aspect="auto", cmap="viridis")
+    ax.set_xticks(range(len(d.vectors)), _tokens(encoder, d.token_ids, len(d.vectors)), rotation=90)
+    ax.set_yticks(range(len(q.vectors)), _tokens(encoder, q.token_ids, len(q.vectors)))
+    for row, column in enumerate(similarities.argmax(axis=1)):
+        ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=1.5))
+    ax.figure.colorbar(image, ax=ax, label="similarity")
+    return ax

@@ -1,0 +1,114 @@
+"""Column names and frame builders: the only place that knows what a column is called.
+
+Columns follow PyTerrier's data model. Names of query columns start with ``q``, names of document columns never do
+(PyTerrier keeps the former and drops the latter when it rewrites queries).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyterrier as pt
+
+QUERY_EMBS = "query_embs"  # float32 (tokens, dim) array, one a query
+QUERY_TOK_IDS = "query_tok_ids"  # int32 (tokens,), row for row with query_embs
+QUERY_WEIGHTS = "query_weights"  # float32 (tokens,), row for row with query_embs; optional
+QUERY_ENCODER = "query_encoder"  # identity of the vector space the query was encoded into
+DOC_EMBS = "doc_embs"  # float32 (tokens, dim) array, one a document
+DOC_TOK_IDS = "doc_tok_ids"  # int32 (tokens,), row for row with doc_embs
+DOC_TOK_OFFSETS = "doc_tok_offsets"  # int32 (tokens, 2): characters [start, end) of each token in the text
+DOC_ENCODER = "doc_encoder"  # JSON text: everything that fixed the document vectors
+
+
+def is_missing(value: Any) -> bool:
+    """True for the values that pandas leaves where a column has none (None, NaN, NA); False for any array.
+
+    >>> [is_missing(v) for v in (None, float("nan"), "", np.zeros((0, 4)))]
+    [True, True, False, False]
+    """
+    return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
+
+
+def object_column(values: Iterable[Any], index: pd.Index) -> pd.Series:
+    """A column of Python objects, right also when empty (an empty list would make a column of floats)."""
+    column = np.empty(len(index), dtype=object)
+    for i, value in enumerate(values):
+        column[i] = value
+    return pd.Series(column, index=index, dtype=object)
+
+
+def query_groups(frame: pd.DataFrame) -> Iterator[tuple[str, npt.NDArray[np.intp]]]:
+    """Each qid with the *positions* of its rows (index labels may repeat), in order of first appearance."""
+    yield from frame.groupby("qid", sort=False).indices.items()  # type: ignore[misc]
+
+
+def first_value(column: pd.Series, rows: npt.NDArray[np.intp], qid: str) -> Any:
+    """The first value present among a query's rows.
+
+    ``A + B`` leaves query columns empty in rows that only ``B`` returned, so any one row may lack it.
+
+    Raises:
+        ValueError: no row of the query has a value.
+    """
+    for row in rows:
+        value = column.iloc[row]
+        if not is_missing(value):
+            return value
+    raise ValueError(f"column {column.name!r} has no value in any row of query {qid!r}")
+
+
+def texts_of(frame: pd.DataFrame, field: str) -> list[str]:
+    """The texts of a column; an empty text is a text, a missing one is an error that names its document.
+
+    Raises:
+        ValueError: some row has no text.
+    """
+    texts = frame[field].tolist()
+    missing = [i for i, text in enumerate(texts) if not isinstance(text, str)]
+    if missing:
+        first = missing[0]
+        where = f"docno {frame['docno'].iloc[first]!r}" if "docno" in frame.columns else f"row {first}"
+        raise ValueError(
+            f"column {field!r} must hold a string in every row: {len(missing)} of {len(texts)} do not, "
+            f"the first is {where} with {texts[first]!r}"
+        )
+    return texts
+
+
+def matrix(value: Any, what: str) -> npt.NDArray[Any]:
+    """A two-dimensional finite array, or one clear error.
+
+    Raises:
+        ValueError: another shape, or NaN or infinity inside.
+    """
+    array = np.asarray(value)
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
+        raise ValueError(f"{what}: expected a (tokens, dim) array of numbers, got shape {array.shape}, {array.dtype}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{what}: holds NaN or infinite values")
+    return array
+
+
+def with_scores(frame: pd.DataFrame, scores: npt.NDArray[Any]) -> pd.DataFrame:
+    """The frame with ``score`` (float64) and ``rank`` (from 0 within each query); other columns and rows stay."""
+    return pt.model.add_ranks(frame.assign(score=np.asarray(scores, dtype=np.float64)))
+
+
+def ranked_frame(queries: pd.DataFrame, hits: Sequence[tuple[Sequence[str], npt.NDArray[Any]]]) -> pd.DataFrame:
+    """A result frame from one ``(docnos, scores)`` pair a query row, best first; a query may have no hit.
+
+    >>> q = pd.DataFrame({"qid": ["1", "2"], "query": ["a", "b"]})
+    >>> ranked_frame(q, [(["d3", "d1"], np.array([2.0, 1.0])), ([], np.array([]))])
+      qid query docno  score  rank
+    0   1     a    d3    2.0     0
+    1   1     a    d1    1.0     1
+    """
+    queries = queries.drop(columns=["docno", "score", "rank"], errors="ignore")
+    sizes = np.array([len(scores) for _, scores in hits], dtype=np.int64)
+    out = queries.iloc[np.repeat(np.arange(len(queries)), sizes)].reset_index(drop=True)
+    docnos = [docno for names, _ in hits for docno in names]
+    scores = np.concatenate([np.asarray(s, np.float64) for _, s in hits]) if hits else np.empty(0)
+    ranks = np.concatenate([np.arange(n) for n in sizes]) if hits else np.empty(0)
+    return out.assign(docno=pd.Series(docnos, dtype="str", index=out.index), score=scores, rank=ranks.astype(np.int64))

@@ -1,0 +1,109 @@
+"""Reading segments: vectors and names of documents by their position in the index."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyterrier_mvret.indexes.codecs import Codec
+from pyterrier_mvret.indexes.docnos import FIELDS, DocnoTable, ragged_rows
+from pyterrier_mvret.indexes.segments import DamagedIndexError, open_array
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+class Segment:
+    """One segment, memory-mapped."""
+
+    def __init__(self, folder: Path, entry: Mapping[str, Any], codec: Codec):
+        self.codec = codec
+        self.arrays = {field: open_array(folder / f"{field}.npy", file) for field, file in entry["files"].items()}
+        self.offsets: Ints = self.arrays["offsets"]
+        rows = {name: len(self.arrays[name]) for name in codec.fields}
+        if len(self.offsets) != entry["documents"] + 1 or set(rows.values()) != {entry["vectors"]}:
+            raise DamagedIndexError(f"{folder} does not hold the documents and vectors that the manifest names")
+        self.docnos = DocnoTable({name: self.arrays[name] for name in FIELDS})
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def decode(self, rows: "slice | Ints") -> Floats:
+        """Vectors of rows as float32."""
+        return self.codec.decode({name: np.asarray(self.arrays[name][rows]) for name in self.codec.fields})
+
+
+class Store:
+    """All segments of an index as one row of documents: position 0 is the first document of the first segment."""
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any], codec: Codec):
+        self.segments = [Segment(path / entry["name"], entry, codec) for entry in manifest["segments"]]
+        self.starts = np.concatenate([[0], np.cumsum([len(s) for s in self.segments])]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def positions(self, docnos: Sequence[str]) -> Ints:
+        """Positions of documents by name, -1 for unknown names."""
+        found = np.full(len(docnos), -1, dtype=np.int64)
+        for start, segment in zip(self.starts, self.segments, strict=False):
+            local = segment.docnos.positions(docnos)
+            found = np.where(local >= 0, local + start, found)
+        return found
+
+    def _by_segment(self, positions: Ints) -> Iterator[tuple[Segment, npt.NDArray[np.intp], Ints]]:
+        """The segments concerned, with which of the asked documents each holds and where in the segment."""
+        owner = np.searchsorted(self.starts, positions, side="right") - 1
+        for i, segment in enumerate(self.segments):
+            mine = np.flatnonzero(owner == i)
+            if len(mine):
+                yield segment, mine, positions[mine] - self.starts[i]
+
+    def names(self, positions: Ints) -> list[str]:
+        """Names of documents at positions."""
+        names = [""] * len(positions)
+        for segment, mine, local in self._by_segment(positions):
+            for i, name in zip(mine, segment.docnos.names(local), strict=True):
+                names[i] = name
+        return names
+
+    def lengths(self, positions: Ints) -> Ints:
+        """Vectors of each document."""
+        lengths = np.zeros(len(positions), dtype=np.int64)
+        for segment, mine, local in self._by_segment(positions):
+            lengths[mine] = segment.offsets[local + 1] - segment.offsets[local]
+        return lengths
+
+    def gather(self, positions: Ints) -> tuple[Floats, Ints]:
+        """Vectors of documents, packed in the order asked, and their offsets."""
+        return self._gather(positions, lambda segment, rows: segment.decode(rows))
+
+    def gather_array(self, positions: Ints, name: str) -> tuple[npt.NDArray[Any], Ints]:
+        """Another per-token array (token ids, character offsets) of documents, packed in the order asked."""
+        return self._gather(positions, lambda segment, rows: np.asarray(segment.arrays[name][rows]))
+
+    def _gather(self, positions: Ints, read: Any) -> tuple[Any, Ints]:
+        lengths = self.lengths(positions)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        packed: Any = None
+        for segment, mine, local in self._by_segment(positions):
+            rows = read(segment, ragged_rows(segment.offsets[local], lengths[mine]))
+            if len(mine) == len(positions):  # all in one segment, in order
+                return rows, offsets
+            if packed is None:
+                packed = np.empty((offsets[-1], *rows.shape[1:]), dtype=rows.dtype)
+            packed[ragged_rows(offsets[mine], lengths[mine])] = rows
+        return packed, offsets
+
+    def blocks(self, vectors: int) -> Iterator[tuple[int, Floats, Ints]]:
+        """All documents in order, in blocks of about so many vectors: first position, packed vectors, offsets."""
+        for start, segment in zip(self.starts, self.segments, strict=False):
+            first = 0
+            while first < len(segment):
+                limit = segment.offsets[first] + vectors
+                last = max(first + 1, int(np.searchsorted(segment.offsets, limit, side="right")) - 1)
+                offsets = np.asarray(segment.offsets[first : last + 1])
+                yield int(start) + first, segment.decode(slice(offsets[0], offsets[-1])), offsets - offsets[0]
+                first = last

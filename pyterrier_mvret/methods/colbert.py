@@ -1,0 +1,112 @@
+"""ColBERT: late interaction over token vectors (Khattab and Zaharia, SIGIR 2020; ColBERTv2, NAACL 2022)."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from pyterrier_mvret.component import Configured
+from pyterrier_mvret.encoders.stages import DocEncoder, QueryEncoder, TextScorer
+from pyterrier_mvret.encoders.token_encoder import TokenEncoder
+from pyterrier_mvret.explain import alignment
+from pyterrier_mvret.scoring import MaxSim
+
+if TYPE_CHECKING:
+    from sentence_transformers import MultiVectorEncoder
+
+_SETTINGS = "pyterrier_mvret.json"
+
+
+class ColBERT(Configured):
+    """Each query token takes its best document token: ``S(Q, D) = sum_i max_j <Q_i, D_j>``.
+
+    Scores are sums of cosines, one a query token: at most the number of query vectors (32 for most checkpoints).
+
+    Args:
+        encoder: a :class:`TokenEncoder`, or what its first argument may be (a folder, a name on the Hub, a model).
+        similarity: ``"cosine"``, or ``"l2"`` for ``sum_i max_j -||Q_i - D_j||^2`` (the original's alternative).
+        normalize: ``"query"`` divides scores by the number of query vectors.
+        verbose: progress bars.
+        **settings: those of :class:`TokenEncoder`, where ``encoder`` is not one already.
+
+    Raises:
+        ValueError: settings for an encoder that is already made; ``"l2"`` over vectors that are not of length one.
+
+    >>> import pyterrier_mvret as mv
+    >>> colbert = mv.ColBERT(mv.models.MINILM)
+    >>> results = pd.DataFrame([
+    ...     {"qid": "1", "query": "feline pets", "docno": "d1", "text": "Cats purr when they are stroked."},
+    ...     {"qid": "1", "query": "feline pets", "docno": "d2", "text": "The bank raised its rates."}])
+    >>> colbert.text_scorer()(results)[["docno", "rank"]]
+      docno  rank
+    0    d1     0
+    1    d2     1
+    """
+
+    def __init__(
+        self,
+        encoder: "TokenEncoder | str | Path | MultiVectorEncoder",
+        *,
+        similarity: Literal["cosine", "l2"] = "cosine",
+        normalize: Literal["query"] | None = None,
+        verbose: bool = False,
+        **settings: Any,
+    ):
+        if isinstance(encoder, TokenEncoder):
+            if settings:
+                raise ValueError(f"{', '.join(settings)}: set on the TokenEncoder that was passed, not beside it")
+        else:
+            encoder = TokenEncoder(encoder, **settings)
+        if similarity == "l2" and encoder.normalize is False:
+            raise ValueError("similarity='l2' is computed for vectors of length one; this encoder has normalize=False")
+        self.encoder = encoder
+        self.scoring = MaxSim(similarity, normalize)
+        self.similarity, self.normalize, self.verbose = similarity, normalize, verbose
+
+    def query_encoder(self) -> QueryEncoder:
+        """Q -> Q with ``query_embs``."""
+        return QueryEncoder(self.encoder, self.verbose)
+
+    def doc_encoder(self, text_field: str = "text") -> DocEncoder:
+        """D -> D with ``doc_embs``; the first stage of an indexing pipeline."""
+        return DocEncoder(self.encoder, self.scoring, text_field, self.verbose)
+
+    def text_scorer(self, text_field: str = "text") -> TextScorer:
+        """R with text -> R, encoding now."""
+        return TextScorer(self.encoder, self.scoring, text_field, self.verbose)
+
+    def explain(self, query: str, text: str) -> pd.DataFrame:
+        """Which document token each query token took; ``contribution`` sums to the score.
+
+        Returns:
+            One row a query vector: ``query_token``, ``doc_token``, ``similarity``, ``weight``, ``contribution``,
+            ``query_position``, ``doc_position``, and character offsets ``query_start``, ``query_end``, ``doc_start``,
+            ``doc_end`` (equal where a token stands for no text).
+
+        >>> import pyterrier_mvret as mv
+        >>> pairs = mv.ColBERT(mv.models.MINILM).explain("feline", "A cat purred.")
+        >>> pairs.loc[pairs.query_token == "feline", ["query_token", "doc_token"]]
+          query_token doc_token
+        1      feline       cat
+        """
+        return alignment(self.encoder, self.scoring, query, text)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the checkpoint (in sentence-transformers' layout) and this model's settings."""
+        self.encoder.save(path)
+        settings = {"method": "ColBERT", "similarity": self.similarity, "normalize": self.normalize}
+        (Path(path) / _SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path, **settings: Any) -> "ColBERT":
+        """Reads what :meth:`save` wrote; ``settings`` override those of the encoder.
+
+        Raises:
+            FileNotFoundError: the folder was not written by :meth:`save`.
+        """
+        file = Path(path) / _SETTINGS
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: not a saved ColBERT; open a checkpoint with ColBERT(path)")
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        return cls(str(path), similarity=saved["similarity"], normalize=saved["normalize"], **settings)

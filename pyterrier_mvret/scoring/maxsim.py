@@ -1,0 +1,205 @@
+"""MaxSim: each query token takes its best document token (ColBERT, Khattab and Zaharia 2020, equation 3).
+
+    S(Q, D) = sum_i w_i max_j <Q_i, D_j>
+
+Documents are *packed*: the token vectors of all of them one after the other, and offsets that say where each begins.
+No document is padded, so none can change another's score, and a best similarity below zero stays below zero.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
+
+#: Score of a document without any vector, as in sentence-transformers: below every real score, and finite.
+EMPTY_DOCUMENT = np.float32(-1e9)
+
+# Similarities held at once (float32): small enough to stay in cache, large enough that BLAS runs at speed.
+_CHUNK_ELEMENTS = 1 << 19
+
+
+def maxsim_packed(
+    query: Array, vectors: Array, offsets: Array, weights: Array | None = None, *, chunk_elements: int = _CHUNK_ELEMENTS
+) -> Floats:
+    """MaxSim of one query with many documents.
+
+    Args:
+        query: (query tokens, dim).
+        vectors: (sum of document tokens, dim), any float or integer type; arithmetic is float32.
+        offsets: (documents + 1,) integers; document ``d`` owns rows ``offsets[d]:offsets[d + 1]``.
+        weights: (query tokens,), multiplies each query token's best similarity; none means ones.
+        chunk_elements: similarities held in memory at once.
+
+    Returns:
+        (documents,) float32 scores; :data:`EMPTY_DOCUMENT` for a document without vectors.
+
+    Raises:
+        ValueError: shapes that do not fit, or offsets that leave ``vectors`` or decrease.
+
+    >>> query = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> documents = np.array([[0.8, 0.6], [0.96, 0.28], [0.28, 0.96], [-0.6, 0.8]])
+    >>> maxsim_packed(query, documents, np.array([0, 2, 4]))
+    array([1.56, 1.24], dtype=float32)
+    """
+    query = np.asarray(query)
+    _check_rows(query, "query")
+    return maxsim_matrix(
+        query, np.array([0, len(query)]), vectors, offsets, weights=weights, chunk_elements=chunk_elements
+    )[0]
+
+
+def maxsim_matrix(
+    queries: Array,
+    query_offsets: Array,
+    vectors: Array,
+    offsets: Array,
+    weights: Array | None = None,
+    *,
+    chunk_elements: int = _CHUNK_ELEMENTS,
+) -> Floats:
+    """MaxSim of every packed query with every packed document; each block of documents is read once for all queries.
+
+    Args:
+        queries: (sum of query tokens, dim).
+        query_offsets: (queries + 1,) integers.
+        vectors: (sum of document tokens, dim).
+        offsets: (documents + 1,) integers.
+        weights: (sum of query tokens,) or none.
+        chunk_elements: similarities held in memory at once.
+
+    Returns:
+        (queries, documents) float32.
+
+    Raises:
+        ValueError: as :func:`maxsim_packed`.
+    """
+    queries, vectors = np.asarray(queries), np.asarray(vectors)
+    offsets = _checked_offsets(offsets, len(vectors), "offsets")
+    query_offsets = _checked_offsets(query_offsets, len(queries), "query_offsets")
+    _check_rows(queries, "queries")
+    _check_rows(vectors, "vectors")
+    if queries.shape[1] != vectors.shape[1]:
+        raise ValueError(f"queries have {queries.shape[1]} dimensions, document vectors {vectors.shape[1]}")
+    if weights is not None and np.shape(weights) != (len(queries),):
+        raise ValueError(f"weights must have one number a query token, {len(queries)}, got shape {np.shape(weights)}")
+
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    scores = np.full((len(query_offsets) - 1, len(offsets) - 1), EMPTY_DOCUMENT, dtype=np.float32)
+    filled = np.flatnonzero(np.diff(offsets))  # reduceat cannot express an empty segment
+    starts, ends = offsets[filled], offsets[filled + 1]
+    rows = max(1, chunk_elements // max(1, len(queries)))
+    first = 0
+    while first < len(filled):
+        # as many whole documents as fit the chunk, at least one
+        last = max(first + 1, int(np.searchsorted(ends, starts[first] + rows, side="right")))
+        block = vectors[starts[first] : ends[last - 1]].astype(np.float32, copy=False)
+        similarities = queries @ block.T  # query tokens lie in rows: maxima run over contiguous memory
+        best = np.maximum.reduceat(similarities, starts[first:last] - starts[first], axis=1)
+        if weights is not None:
+            best *= np.asarray(weights, dtype=np.float32)[:, None]
+        scores[:, filled[first:last]] = _segment_sum(best, query_offsets)
+        first = last
+    return scores
+
+
+def maxsim_pairs(
+    queries: Array, query_offsets: Array, vectors: Array, offsets: Array, weights: Array | None = None
+) -> Floats:
+    """MaxSim of the i-th packed query with the i-th packed document.
+
+    Returns:
+        (pairs,) float32.
+
+    Raises:
+        ValueError: as :func:`maxsim_packed`, or unequal numbers of queries and documents.
+    """
+    queries, vectors = np.asarray(queries), np.asarray(vectors)
+    offsets = _checked_offsets(offsets, len(vectors), "offsets")
+    query_offsets = _checked_offsets(query_offsets, len(queries), "query_offsets")
+    if len(offsets) != len(query_offsets):
+        raise ValueError(f"{len(query_offsets) - 1} queries cannot be paired with {len(offsets) - 1} documents")
+    scores = np.empty(len(offsets) - 1, dtype=np.float32)
+    for i in range(len(scores)):
+        mine = slice(query_offsets[i], query_offsets[i + 1])
+        document = vectors[offsets[i] : offsets[i + 1]]
+        scores[i] = maxsim_packed(
+            queries[mine], document, np.array([0, len(document)]), None if weights is None else weights[mine]
+        )[0]
+    return scores
+
+
+@dataclass(frozen=True)
+class MaxSim:
+    """ColBERT's alignment as a scoring rule that models and indexes share.
+
+    Attributes:
+        similarity: ``"cosine"`` scores inner products (cosines, as token vectors are unit vectors);
+            ``"l2"`` scores ``-||q - d||^2``, which for unit vectors is ``2 S - 2 n`` for n query tokens: the same
+            ranking on another scale.
+        normalize: ``"query"`` divides by the number of query tokens, so that cosines lie in [-1, 1] whatever the
+            query's length; none leaves the sum.
+
+    >>> MaxSim("l2").scores(np.array([[1.0, 0.0]]), np.array([[-0.6, 0.8]]), np.array([0, 1]))
+    array([-3.2], dtype=float32)
+    """
+
+    similarity: Literal["cosine", "l2"] = "cosine"
+    normalize: Literal["query"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.similarity not in ("cosine", "l2"):
+            raise ValueError(f"similarity must be 'cosine' or 'l2', got {self.similarity!r}")
+        if self.normalize not in (None, "query"):
+            raise ValueError(f"normalize must be None or 'query', got {self.normalize!r}")
+
+    def scores(self, query: Array, vectors: Array, offsets: Array, weights: Array | None = None) -> Floats:
+        """Scores of one query with packed documents; arguments and result as :func:`maxsim_packed`."""
+        one = np.array([0, len(query)])
+        return self.matrix(query, one, vectors, offsets, weights)[0]
+
+    def matrix(
+        self, queries: Array, query_offsets: Array, vectors: Array, offsets: Array, weights: Array | None = None
+    ) -> Floats:
+        """Scores of all packed queries with all packed documents; as :func:`maxsim_matrix`."""
+        sums = maxsim_matrix(queries, query_offsets, vectors, offsets, weights)
+        if self == MaxSim():
+            return sums
+        empty = np.diff(offsets) == 0
+        lengths: Floats = np.diff(query_offsets).astype(np.float32)
+        if self.similarity == "l2":
+            mass = lengths if weights is None else _segment_sum(np.asarray(weights, np.float32)[:, None], query_offsets)
+            sums = 2 * (sums - mass.reshape(-1, 1))
+        if self.normalize == "query":
+            sums /= np.maximum(lengths, 1)[:, None]
+        sums[:, empty] = EMPTY_DOCUMENT
+        return sums
+
+
+def _segment_sum(rows: Floats, offsets: npt.NDArray[np.int64]) -> Floats:
+    """Sums of consecutive groups of rows; a group without rows sums to zero."""
+    if len(offsets) == 2:
+        return rows.sum(axis=0, keepdims=True)
+    sums = np.zeros((len(offsets) - 1, rows.shape[1]), dtype=np.float32)
+    filled = np.flatnonzero(np.diff(offsets))
+    if len(filled):
+        sums[filled] = np.add.reduceat(rows, offsets[filled], axis=0)
+    return sums
+
+
+def _check_rows(array: Array, name: str) -> None:
+    if array.ndim != 2:
+        raise ValueError(f"{name} must be a (tokens, dim) array, got shape {array.shape}")
+
+
+def _checked_offsets(offsets: Array, rows: int, name: str) -> npt.NDArray[np.int64]:
+    offsets = np.asarray(offsets)
+    if offsets.ndim != 1 or len(offsets) == 0 or offsets.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be a one-dimensional array of integers with at least one entry")
+    offsets = offsets.astype(np.int64, copy=False)
+    if offsets[0] != 0 or offsets[-1] != rows or (np.diff(offsets) < 0).any():
+        raise ValueError(f"{name} must rise from 0 to the number of rows, {rows}, without decreasing")
+    return offsets

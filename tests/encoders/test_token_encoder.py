@@ -1,0 +1,176 @@
+import pickle
+import string
+
+import numpy as np
+import pytest
+
+import pyterrier_mvret as mv
+
+LONG = "a cat sat on the mat and " * 30
+
+
+def test_query_ids_are_exactly_as_colbert_lays_them_out(tiny_encoder):
+    batch = tiny_encoder.encode_queries(["who sat", LONG])
+    short, long = (tiny_encoder.tokens(batch.token_ids[batch.rows(i)]) for i in (0, 1))
+    assert short == ["[CLS]", "[unused0]", "who", "sat", "[SEP]"] + ["[MASK]"] * 7
+    assert len(long) == 12
+    assert (long[1], long[-1]) == ("[unused0]", "[SEP]")
+    assert len([t for t in long if not t.startswith("[")]) == 9
+
+
+def test_punctuation_goes_from_documents_only(tiny_encoder):
+    text = "a cat, a mat!"
+    q, d = tiny_encoder.encode_queries([text]), tiny_encoder.encode_docs([text])
+    assert {",", "!"} <= set(tiny_encoder.tokens(q.token_ids))
+    assert tiny_encoder.tokens(d.token_ids) == ["[CLS]", "[unused1]", "a", "cat", "a", "mat", "[SEP]"]
+
+
+def test_a_skip_word_that_is_unknown_does_not_remove_unknown_tokens(tiny_encoder):
+    assert "~" in tiny_encoder.describe()["document"]["skiplist"]
+    d = tiny_encoder.encode_docs(["~ 你"])  # both unknown to the vocabulary
+    assert tiny_encoder.tokens(d.token_ids) == ["[CLS]", "[unused1]", "[UNK]", "[UNK]", "[SEP]"]
+
+
+def test_spans_point_at_the_tokens_of_the_text(minilm):
+    texts = ["Café au lait, 3 times!", "  spaced   out  ", "naïve coöperation", ""]
+    batch = minilm.encode_docs(texts)
+    for i, text in enumerate(texts):
+        for token, (start, end) in zip(minilm.tokens(batch.token_ids[batch.rows(i)]), batch.spans[batch.rows(i)]):
+            if token.startswith("["):
+                assert (start, end) == (0, 0)
+            else:
+                piece = text[start:end].lower()
+                assert (
+                    token.removeprefix("##") in (piece, piece.encode("ascii", "ignore").decode()) or not piece.isascii()
+                )
+                assert end > start
+
+
+def test_spans_do_not_count_the_marker(tiny_encoder):
+    batch = tiny_encoder.encode_docs(["cat sat"])
+    assert batch.spans.tolist() == [[0, 0], [0, 0], [0, 3], [4, 7], [0, 0]]
+    query = tiny_encoder.encode_queries(["cat"])
+    assert query.spans.tolist()[:4] == [[0, 0], [0, 0], [0, 3], [0, 0]]
+    assert not query.spans[4:].any()
+
+
+def test_rows_have_length_one_and_do_not_depend_on_the_batch(tiny_encoder):
+    texts = ["a cat", LONG, "", "rain fell on the dog", "?"]
+    together = tiny_encoder.encode_docs(texts)
+    np.testing.assert_allclose(np.linalg.norm(together.vectors, axis=1), 1, atol=1e-5)
+    for i, text in enumerate(texts):
+        np.testing.assert_allclose(tiny_encoder.encode_docs([text]).vectors, together[i], atol=1e-5)
+    one = mv.TokenEncoder(tiny_encoder.name, batch_size=1, device="cpu").encode_docs(texts)
+    np.testing.assert_allclose(one.vectors, together.vectors, atol=1e-5)
+    np.testing.assert_array_equal(one.token_ids, together.token_ids)
+
+
+def test_equal_texts_are_encoded_once_and_no_text_is_fine(tiny):
+    seen = []
+
+    class Spy(mv.TokenEncoder):
+        def _forward(self, texts, task):
+            seen.extend(texts)
+            return super()._forward(texts, task)
+
+    encoder = Spy(tiny, device="cpu")
+    batch = encoder.encode_docs(["a", "b", "a", "a"])
+    assert sorted(seen) == ["a", "b"]
+    np.testing.assert_array_equal(batch[0], batch[3])
+    nothing = mv.TokenEncoder("no/such/model").encode_docs([])  # nothing to do: nothing is loaded
+    assert len(nothing) == 0
+    assert nothing.vectors.shape[0] == 0
+
+
+def test_pooled_documents_have_fewer_rows_and_no_token_ids(tiny):
+    plain = mv.TokenEncoder(tiny, device="cpu")
+    pooled = mv.TokenEncoder(tiny, token_pooling=2, device="cpu")
+    text = "a cat sat on the mat and a dog ran"
+    a, b = plain.encode_docs([text]), pooled.encode_docs([text])
+    assert len(b.vectors) < len(a.vectors)
+    assert b.token_ids is None
+    assert b.spans is None
+    np.testing.assert_array_equal(pooled.encode_queries(["a cat"]).vectors, plain.encode_queries(["a cat"]).vectors)
+    assert pooled.space == plain.space  # comparable vectors...
+    assert pooled.describe()["document"] != plain.describe()["document"]  # ...made differently
+
+
+def test_unnormalised_vectors(tiny):
+    raw = mv.TokenEncoder(tiny, normalize=False, device="cpu")
+    unit = mv.TokenEncoder(tiny, device="cpu")
+    a, b = raw.encode_docs(["a cat"]).vectors, unit.encode_docs(["a cat"]).vectors
+    np.testing.assert_allclose(a / np.linalg.norm(a, axis=1, keepdims=True), b, atol=1e-5)
+    assert np.abs(np.linalg.norm(a, axis=1) - 1).max() > 0.01
+    assert raw.space != unit.space
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_lives_in_the_same_space(tiny, tiny_encoder, dtype):
+    half = mv.TokenEncoder(tiny, dtype=dtype, device="cpu")
+    a, b = half.encode_docs(["a cat sat"]), tiny_encoder.encode_docs(["a cat sat"])
+    assert a.vectors.dtype == np.float32
+    np.testing.assert_allclose(a.vectors, b.vectors, atol=0.05)
+    assert half.space == tiny_encoder.space
+
+
+def test_space_is_of_the_weights_not_of_their_place(tiny, tiny_encoder, tmp_path):
+    import shutil
+
+    copied = mv.TokenEncoder(shutil.copytree(tiny, tmp_path / "copy"), device="cpu")
+    assert copied.space.partition("#")[2] == tiny_encoder.space.partition("#")[2]
+    assert tiny_encoder.space.startswith(tiny.name + "#")
+
+
+def test_value_semantics_and_pickling(tiny, tiny_encoder):
+    assert mv.TokenEncoder(tiny, device="cpu") == tiny_encoder
+    assert hash(mv.TokenEncoder(tiny, device="cpu")) == hash(tiny_encoder)
+    assert mv.TokenEncoder(tiny, doc_length=9) != mv.TokenEncoder(tiny)
+    assert repr(mv.TokenEncoder("x", doc_length=9)) == "TokenEncoder(name='x', doc_length=9)"
+    again = pickle.loads(pickle.dumps(tiny_encoder))
+    assert "model" not in vars(again)
+    np.testing.assert_allclose(again.encode_docs(["a cat"]).vectors, tiny_encoder.encode_docs(["a cat"]).vectors)
+
+
+def test_a_model_in_memory(tiny):
+    from sentence_transformers import MultiVectorEncoder
+
+    model = MultiVectorEncoder(str(tiny), device="cpu")
+    encoder = mv.TokenEncoder(model, device="cpu")
+    assert encoder.encode_docs(["a cat"]).vectors.shape[1] == 8
+    assert encoder == mv.TokenEncoder(model, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": "int8"}, "dtype must be one of float32"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"query_length": 2}, "query_length must leave room"),
+        ({"doc_length": 0}, "doc_length must leave room"),
+    ],
+)
+def test_settings_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message):
+        mv.TokenEncoder("x", **settings)
+
+
+def test_minilm_is_the_published_file_and_has_no_projection(minilm, monkeypatch):
+    from pyterrier_mvret.encoders import models
+
+    assert minilm.dim == 384
+    assert minilm.space.startswith("all-MiniLM-L6-v2#")
+    assert minilm.tokens(minilm.encode_docs([string.punctuation]).token_ids)[1] == "!"  # nothing is skipped
+    monkeypatch.setattr(models, "_MINILM_SHA256", "0" * 64)
+    with pytest.raises(ValueError, match="not the published file"):
+        models.minilm()
+
+
+def test_token_states_equal_the_librarys_own(minilm):
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(mv.models.MINILM, device="cpu")
+    texts = ["A cat sat on the mat.", "Rain."]
+    for i, states in enumerate(model.encode(texts, output_value="token_embeddings")):
+        expected = states.cpu().numpy()
+        expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(minilm.encode_docs(texts)[i], expected, atol=1e-5)

@@ -1,0 +1,89 @@
+"""Who may import whom, and what importing the package costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pyterrier_mvret
+
+ROOT = Path(pyterrier_mvret.__file__).parent
+# a part of the package -> the parts it may import
+ALLOWED = {
+    "scoring": {"scoring"},
+    "component": set(),
+    "frames": set(),
+    "encoders": {"encoders", "scoring", "component", "frames"},
+    "indexes": {"indexes", "scoring", "component", "frames"},
+    "training": {"training", "encoders", "indexes", "scoring", "component", "frames"},
+    "methods": {"encoders", "indexes", "training", "scoring", "component", "frames", "explain"},
+    "explain": {"component", "frames", "encoders", "scoring"},
+    "datasets": {"component", "frames"},
+}
+HEAVY = {"torch", "transformers", "sentence_transformers", "faiss", "pyterrier_pisa"}
+
+
+def imports(path: Path, at_top: bool = False):
+    """Modules that a file imports outside of type checking; with ``at_top`` only those imported with the file."""
+    tree = ast.parse(path.read_text())
+    checked = [n for n in ast.walk(tree) if isinstance(n, ast.If) and getattr(n.test, "id", None) == "TYPE_CHECKING"]
+    skipped = {id(n) for block in checked for n in ast.walk(block)}
+    nodes = tree.body if at_top else ast.walk(tree)
+    for node in nodes:
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def files():
+    return [p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py"]
+
+
+def test_no_arrow_points_the_wrong_way():
+    for path in files():
+        part = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        for module in imports(path):
+            if module.startswith("pyterrier_mvret."):
+                target = module.split(".")[1]
+                assert target in ALLOWED[part], f"{path.relative_to(ROOT)} imports {module}"
+
+
+def test_scoring_is_arrays_alone():
+    for path in (ROOT / "scoring").glob("*.py"):
+        outside = {m.split(".")[0] for m in imports(path)} - {"pyterrier_mvret"}
+        assert outside <= {"numpy", "dataclasses", "typing", "torch"}, path
+
+
+def test_heavy_packages_are_imported_where_they_are_used():
+    for path in files():
+        tops = {m.split(".")[0] for m in imports(path, at_top=True)}
+        assert not tops & HEAVY, f"{path} imports {tops & HEAVY} at its top"
+
+
+def test_importing_the_package_is_cheap():
+    code = """
+import sys, pyterrier_mvret as mv
+from pyterrier_mvret import scoring
+assert "pyterrier" not in sys.modules and "pandas" not in sys.modules, "the package alone loads no framework"
+mv.ColBERT, mv.MultiVecIndex, mv.TokenEncoder, mv.datasets, mv.explain
+heavy = {"torch", "transformers", "sentence_transformers", "faiss", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_names_exist_and_others_do_not():
+    for name in pyterrier_mvret.__all__:
+        assert getattr(pyterrier_mvret, name) is not None
+    assert set(pyterrier_mvret.__all__) <= set(dir(pyterrier_mvret))
+    assert not hasattr(pyterrier_mvret, "nonsense")
+
+
+def test_files_stay_small():
+    for path in files():
+        assert len(path.read_text().splitlines()) <= 420, path

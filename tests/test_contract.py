@@ -1,0 +1,251 @@
+"""One contract for every stage of the package; a new stage is one entry in STAGES."""
+
+import copy
+import inspect
+import pkgutil
+from importlib import import_module
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import pytest
+
+import pyterrier_mvret as mv
+from pyterrier_mvret.component import Component
+
+TEXTS = {"d1": "a cat sat on the mat", "d2": "the sky is blue", "d3": "a dog ran fast in the rain", "d4": ""}
+
+
+class Counting(mv.TokenEncoder):
+    """Counts the texts that reach the model."""
+
+    calls = 0
+    encoded = 0
+
+    def _forward(self, texts, task):
+        type(self).calls += 1
+        type(self).encoded += len(texts)
+        return super()._forward(texts, task)
+
+
+@pytest.fixture(scope="module")
+def parts(tiny, tmp_path_factory):
+    colbert = mv.ColBERT(Counting(tiny, device="cpu"))
+    index = mv.MultiVecIndex(tmp_path_factory.mktemp("contract") / "docs.mv", store_ids=True, store_offsets=True)
+    (colbert.doc_encoder() >> index).index([{"docno": d, "text": t} for d, t in TEXTS.items()])
+    return colbert, index
+
+
+def queries() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"qid": ["1", "2", "3"], "query": ["a cat", "blue sky", "a cat"], "topic_note": ["x", "y", "z"]}
+    )
+
+
+def results() -> pd.DataFrame:
+    rows = [
+        {"qid": q, "query": text, "docno": d, "text": TEXTS[d], "score": float(i), "rank": 3 - i, "extra": q + d}
+        for q, text in (("1", "a cat"), ("2", "blue sky"))
+        for i, d in enumerate(TEXTS)
+    ]
+    return pd.DataFrame(rows)
+
+
+def documents() -> pd.DataFrame:
+    return pd.DataFrame([{"docno": d, "text": t, "url": f"u{d}"} for d, t in TEXTS.items()])
+
+
+# stage -> (how to make it, the same with another setting, an example frame, the columns it adds)
+STAGES = {
+    "QueryEncoder": (
+        lambda c, i: c.query_encoder(),
+        lambda c, i: mv.ColBERT(c.encoder.name, query_length=8).query_encoder(),
+        lambda c: queries(),
+        {"query_embs", "query_tok_ids", "query_encoder"},
+    ),
+    "DocEncoder": (
+        lambda c, i: c.doc_encoder(),
+        lambda c, i: c.doc_encoder(text_field="title"),
+        lambda c: documents(),
+        {"doc_embs", "doc_tok_ids", "doc_tok_offsets", "doc_encoder"},
+    ),
+    "TextScorer": (
+        lambda c, i: c.text_scorer(),
+        lambda c, i: mv.ColBERT(c.encoder, normalize="query").text_scorer(),
+        lambda c: results(),
+        set(),
+    ),
+    "MultiVecRetriever": (
+        lambda c, i: i.retriever(),
+        lambda c, i: i.retriever(num_results=2),
+        lambda c: c.query_encoder()(queries()),
+        {"docno", "score", "rank"},
+    ),
+    "MultiVecScorer": (
+        lambda c, i: i.scorer(),
+        lambda c, i: i.scorer(mv.scoring.MaxSim("l2")),
+        lambda c: c.query_encoder()(results()),
+        set(),
+    ),
+    "VecLoader": (
+        lambda c, i: i.vec_loader(),
+        lambda c, i: mv.MultiVecIndex("elsewhere.mv").vec_loader(),
+        lambda c: results(),
+        {"doc_embs", "doc_tok_ids", "doc_tok_offsets"},
+    ),
+}
+
+
+@pytest.fixture(params=STAGES)
+def case(request, parts):
+    make, make_other, example, added = STAGES[request.param]
+    colbert, index = parts
+    return make(colbert, index), make(colbert, index), make_other(colbert, index), example(colbert), added
+
+
+def same(a: pd.DataFrame, b: pd.DataFrame) -> None:
+    assert list(a.columns) == list(b.columns)
+    assert len(a) == len(b)
+    for column in a.columns:
+        for x, y in zip(a[column], b[column], strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def close(a: pd.DataFrame, b: pd.DataFrame, columns) -> None:
+    for column in columns:
+        for x, y in zip(a[column], b[column], strict=True):
+            if isinstance(x, float | np.ndarray):
+                np.testing.assert_allclose(x, y, atol=1e-5)
+            else:
+                assert x == y
+
+
+def test_every_stage_is_in_the_list():
+    import pyterrier_mvret
+
+    for module in pkgutil.walk_packages(pyterrier_mvret.__path__, "pyterrier_mvret."):
+        for name, value in vars(import_module(module.name)).items():
+            if inspect.isclass(value) and issubclass(value, Component) and not name.startswith("_"):
+                assert value is Component or name in STAGES, f"{name} is not held to the contract"
+
+
+def test_1_inspection_agrees_with_a_real_run(case):
+    stage, _, _, frame, added = case
+    inputs = pt.inspect.transformer_inputs(stage)
+    assert all(set(config) <= set(frame.columns) for config in inputs)
+    assert set(pt.inspect.transformer_outputs(stage, list(frame.columns))) == set(stage(frame).columns)
+    assert set(stage(frame).columns) == set(frame.columns) | added
+    for config in inputs:
+        broken = frame.drop(columns=config[-1])
+        with pytest.raises(pt.validate.InputValidationError):
+            stage(broken)
+
+
+def test_2_empty_in_same_columns_out_nothing_loaded(case):
+    stage, _, _, frame, _ = case
+    before = Counting.calls
+    empty = stage(frame.iloc[:0])
+    assert Counting.calls == before
+    assert list(empty.columns) == list(stage(frame).columns)
+    assert len(empty) == 0
+    fresh = copy.copy(stage)
+    if hasattr(fresh, "encoder"):
+        fresh.encoder = mv.TokenEncoder("no/such/model")
+    if hasattr(fresh, "source"):
+        fresh.source = mv.MultiVecIndex("/no/such/index.mv", store_ids=True, store_offsets=True)
+    assert list(fresh(frame.iloc[:0]).columns) == list(empty.columns)
+    for column, dtype in empty.dtypes.items():
+        if column in ("score", "rank"):
+            assert dtype.kind in "fi"
+        elif column in ("query_embs", "doc_embs"):
+            assert dtype.kind == "O"
+
+
+def test_3_the_input_stays_as_it_was(case):
+    stage, _, _, frame, _ = case
+    before = frame.copy(deep=True)
+    stage(frame)
+    same(frame, before)
+
+
+def test_4_index_labels_change_nothing_and_extra_columns_stay(case):
+    stage, _, _, frame, _ = case
+    expected = stage(frame)
+    odd = frame.set_axis([0] * len(frame), axis=0)
+    same(stage(odd).reset_index(drop=True), expected.reset_index(drop=True))
+    for column in ("topic_note", "extra", "url"):
+        if column in frame.columns:
+            assert column in expected.columns
+
+
+def test_5_equal_settings_are_equal(case, parts):
+    stage, twin, other, _, _ = case
+    assert stage is not twin
+    assert stage == twin
+    assert hash(stage) == hash(twin)
+    assert stage != other
+    assert repr(stage).startswith(type(stage).__name__ + "(")
+    assert repr(stage) != repr(other)
+    rebuilt = pt.inspect.transformer_apply_attributes(stage)
+    assert rebuilt == stage
+    loud = pt.inspect.transformer_apply_attributes(stage, verbose=True) if hasattr(stage, "verbose") else twin
+    assert loud == stage
+
+
+def test_6_compiled_equals_uncompiled(case):
+    stage, _, _, frame, _ = case
+    columns = list(stage(frame).columns)
+    close(stage.compile()(frame), stage(frame), columns)
+    if {"score", "rank"} <= set(stage(frame).columns):
+        for pipeline in (stage % 2, pt.Transformer.identity() >> stage % 2):
+            plain, compiled = pipeline(frame), pipeline.compile()(frame)
+            order = ["qid", "docno"]
+            close(plain.sort_values(order), compiled.sort_values(order), columns)
+
+
+def test_7_records_in_records_out_and_equal_texts_encoded_once(case):
+    stage, _, _, frame, _ = case
+    frame = pd.concat([frame, frame.assign(**({"qid": frame["qid"] + "b"} if "qid" in frame else {}))])
+    frame = frame.assign(docno=[f"{d}" for d in frame["docno"]]) if "docno" in frame else frame
+    Counting.encoded = 0
+    expected = stage(frame)
+    texts = sum(frame[c].nunique() for c in ("query", "text") if c in frame.columns)
+    assert Counting.encoded <= texts
+    records = stage(frame.to_dict(orient="records"))
+    assert isinstance(records, list)
+    close(pd.DataFrame(records), expected.reset_index(drop=True), expected.columns)
+
+
+def test_8_schematic_is_drawn_without_a_network(case, monkeypatch):
+    def no_network(*_, **__):
+        raise AssertionError("asked a documentation server")
+
+    monkeypatch.setattr(pt.documentation, "objects_inv", no_network)
+    stage = case[0]
+    assert "<" in pt.schematic.draw(stage)
+    assert len(stage.schematic()["label"]) <= 20
+
+
+def test_9_types_of_results(case):
+    stage, _, _, frame, _ = case
+    out = stage(frame)
+    if "score" not in out.columns:
+        return
+    assert out["score"].dtype == np.float64
+    assert out["rank"].dtype == np.int64
+    assert all(isinstance(d, str) for d in out["docno"])
+    assert not out["score"].isna().any()
+    for _, group in out.groupby("qid"):
+        assert sorted(group["rank"]) == list(range(len(group)))
+        assert group.sort_values("rank")["score"].is_monotonic_decreasing
+
+
+def test_pyterriers_own_checks(case):
+    stage = case[0]
+    suite = pt.testing.transformer_test_class(lambda: stage)
+    import unittest
+
+    outcome = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(suite).run(outcome)
+    assert not outcome.errors
+    assert not outcome.failures
