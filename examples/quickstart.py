@@ -29,7 +29,7 @@ arguments = parser.parse_args()
 documents, topics, qrels = load(arguments.dataset, arguments.collection)
 print(f"{len(documents)} documents, {len(topics)} topics")
 
-colbert = mv.ColBERT(arguments.model or mv.models.MINILM, verbose=True)
+colbert = mv.ColBERT(arguments.model or mv.models.MINILM)
 
 with tempfile.TemporaryDirectory() as folder:
     words = bm25(documents, Path(folder) / "words.pisa")
@@ -37,10 +37,8 @@ with tempfile.TemporaryDirectory() as folder:
     (colbert.doc_encoder() >> index).index(documents)
     print(index.info())
 
-    texts = pt.apply.generic(
-        lambda results: results.merge(pd.DataFrame(documents), on="docno", how="left"), transform_outputs=None
-    )
-    colbert.verbose = False  # no bars inside the experiment
+    table = pd.DataFrame(documents)
+    texts = pt.apply.generic(lambda results: results.merge(table, on="docno", how="left"))
     results = pt.Experiment(
         {
             "BM25": words,

@@ -1,16 +1,17 @@
+import functools
 import json
 import pickle
 import resource
 import shutil
 import subprocess
 import sys
-import tarfile
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
-from lz4.frame import LZ4FrameFile
 
 import pyterrier_mvret as mv
 from pyterrier_mvret.indexes.segments import DamagedIndexError
@@ -447,16 +448,21 @@ def test_ids_and_offsets_are_kept_on_request(path):
         index.index(documents(2, prefix="x"), mode="append")
 
 
-def test_artifact_load_package_and_copy(path, tmp_path):
+def test_artifact_load_package_and_copy(path, tmp_path, monkeypatch):
     index = build(path)
     expected = index.retriever()(topics())
     loaded = pt.Artifact.load(str(path))
     assert isinstance(loaded, mv.MultiVecIndex)
     pd.testing.assert_frame_equal(loaded.retriever()(topics()), expected)
-    package = index.build_package(str(tmp_path / "p.tar.lz4"), verbose=False)
-    with LZ4FrameFile(package) as raw, tarfile.open(fileobj=raw) as tar:
-        tar.extractall(tmp_path / "unpacked", filter="data")
-    unpacked = pt.Artifact.load(str(tmp_path / "unpacked"))
+    index.build_package(str(tmp_path / "p.tar.lz4"), verbose=False)
+    monkeypatch.setenv("PYTERRIER_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(pt.io, "pyterrier_home", lambda: str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        unpacked = pt.Artifact.from_url(f"http://127.0.0.1:{server.server_port}/p.tar.lz4")
+        server.shutdown()
     unpacked.verify()
     pd.testing.assert_frame_equal(unpacked.retriever()(topics()), expected)
     moved = shutil.move(path, tmp_path / "moved.mv")

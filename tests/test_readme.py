@@ -1,0 +1,69 @@
+"""The README is executed: its Python, the commands it prints, and the results it quotes."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SYSTEMS = ["BM25", "MiniLM cosine", "BM25 >> ColBERT, text", "BM25 >> ColBERT, index", "ColBERT end to end"]
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"^```console\n(.*?)^```", README, flags=re.S | re.M)
+    return [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+def run(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_two_commands_do_all_the_set_up():
+    first, second = commands()
+    assert first == 'pip install -c constraints.txt -e ".[demo]" && python examples/quickstart.py'
+    assert second == 'pip install -c constraints.txt -e ".[test]" && pytest -m "not slow"'
+    # .ci/run takes them from the README, so what is printed is what is run
+    assert "README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(capsys):
+    for block in re.findall(r"^```python\n(.*?)^```", README, flags=re.S | re.M):
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    printed = capsys.readouterr().out
+    assert "ColBERT end to end" in printed
+    assert "query_token" in printed
+
+
+@pytest.mark.slow
+def test_quick_start_compares_five_systems_and_explains():
+    printed = run("examples/quickstart.py")
+    for system in SYSTEMS:
+        assert re.search(rf"^ *{re.escape(system)} +\d", printed, flags=re.M), printed
+    assert "nDCG@10 p-value corrected" in printed
+    assert "contribution" in printed
+    assert "[info]" not in printed  # the engine's own log
+
+
+@pytest.mark.slow
+def test_quick_start_on_a_folder_of_files():
+    folder = ROOT.parent / "shared" / "data" / "squad-a"
+    if not folder.is_dir():
+        pytest.skip(f"no collection at {folder}")
+    assert "120 documents, 612 topics" in run("examples/quickstart.py", "--collection", str(folder))
+
+
+def test_quoted_results_are_the_kept_ones():
+    run("benchmarks/tables.py", "--check")
+    run("benchmarks/quality.py")
+
+
+def test_agreement_of_the_two_readings_is_as_quoted():
+    printed = run("benchmarks/mini_agreement.py")
+    assert "2312 pairs, 24 graded differently" in printed
+    assert "agreement 0.990, Cohen's kappa 0.952" in printed
