@@ -2,7 +2,7 @@
 
     python benchmarks/fidelity.py
 
-On mvret:mini with MiniLM, all topics with all documents: the largest error relative to the score, what ranking it leaves
+On mvret:mini with MiniLM, all topics with all documents: the largest error relative to the score, the ranking it leaves
 (nDCG@10, and topics whose first ten documents differ), and bytes a vector. The same for sentence-transformers' own
 maxsim over the same vectors. Writes fidelity.json.
 """
