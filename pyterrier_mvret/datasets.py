@@ -115,7 +115,7 @@ class Limit(Dataset):
 
     >>> limit = Limit(docs=60, queries=20, likings=10, seed=1)
     >>> limit.get_topics()["query"][0], int(limit.get_qrels().groupby("qid").size().min())
-    ('Who likes vintage otters?', 2)
+    ('Who likes Persian pears?', 2)
     """
 
     def __init__(self, docs: int = 1000, queries: int = 500, likings: int = 45, seed: int = 0):

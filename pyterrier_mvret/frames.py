@@ -28,7 +28,7 @@ def is_missing(value: Any) -> bool:
     >>> [is_missing(v) for v in (None, float("nan"), "", np.zeros((0, 4)))]
     [True, True, False, False]
     """
-    return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
+    return value is None or value is pd.NA or (isinstance(value, float) and value != value)
 
 
 def object_column(values: Iterable[Any], index: pd.Index) -> pd.Series:

@@ -85,10 +85,9 @@ class ColBERT(Configured):
             ``doc_end`` (equal where a token stands for no text).
 
         >>> import pyterrier_mvret as mv
-        >>> pairs = mv.ColBERT(mv.models.MINILM).explain("feline", "A cat purred.")
-        >>> pairs.loc[pairs.query_token == "feline", ["query_token", "doc_token"]]
-          query_token doc_token
-        1      feline       cat
+        >>> pairs = mv.ColBERT(mv.models.MINILM).explain("pet kitten", "A cat purred.")
+        >>> pairs[["query_token", "doc_token"]].to_numpy().tolist()
+        [['[CLS]', '[CLS]'], ['pet', 'cat'], ['kitten', 'cat'], ['[SEP]', '.']]
         """
         return alignment(self.encoder, self.scoring, query, text)
 
