@@ -57,7 +57,9 @@ def bm25(documents: list[dict[str, Any]], path: Path, num_results: int = 1000) -
     index = PisaIndex(str(path), text_field="text")
     with quiet():
         index.index(documents)
-    return index.bm25(num_results=num_results)
+        retriever = index.bm25(num_results=num_results)
+        retriever.search("first")  # the first query compresses the postings
+    return retriever
 
 
 class Cosine(pt.Transformer):
