@@ -46,7 +46,10 @@ class Configured:
         return type(self) is type(other) and self._identity() == other._identity()
 
     def __hash__(self) -> int:
-        return hash((type(self), repr(self)))
+        try:
+            return hash((type(self), self._identity()))
+        except TypeError:  # a setting that is a list or a dict
+            return hash(type(self))
 
 
 def _same(a: object, b: object) -> bool:
@@ -60,11 +63,9 @@ class Component(Configured, pt.Transformer):
     and refuses stages that are equal but cannot be hashed.
     """
 
-    _label: ClassVar[str] = "Stage"
-
     def schematic(self, *, input_columns: list[str] | None = None) -> dict[str, Any]:
         """What PyTerrier's drawing shows; a ``help_url`` that is set, if to nothing, keeps it off the network."""
-        return {"label": self._label, "help_url": None}
+        return {"label": type(self).__name__, "help_url": None}
 
     def subtransformers(self) -> dict[str, Any]:
         """No inner pipeline: models and indexes held in settings are factories, not stages."""

@@ -128,6 +128,8 @@ class Limit(Dataset):
             raise ValueError(f"docs={docs}: there are names for {len(people)}")
         if queries + 4 * likings > len(things):
             raise ValueError(f"queries={queries}: there are {len(things)} things to like")
+        if likings < 2:
+            raise ValueError(f"likings must be at least 2, got {likings}")
         self._core = core
 
     @staticmethod
@@ -177,6 +179,8 @@ class Limit(Dataset):
 
     def get_qrels(self, variant: str | None = None) -> pd.DataFrame:
         """Two documents a query, label 1."""
+        if variant is not None:
+            raise ValueError(f"mvret:limit has one set of qrels; got {variant!r}")
         return pd.DataFrame(self._content[2], columns=["qid", "docno"]).assign(label=1)
 
     def get_corpus_lang(self) -> str:

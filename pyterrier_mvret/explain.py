@@ -19,12 +19,7 @@ def alignment(encoder: "TokenEncoder", scoring: "MaxSim", query: str, text: str)
     q, d = encoder.encode_queries([query]), encoder.encode_docs([text])
     if not len(d.vectors):
         raise ValueError("the text has no scored token: nothing to align with")
-    similarities = q.vectors @ d.vectors.T
-    best = similarities.argmax(axis=1)
-    top = similarities[np.arange(len(best)), best]
-    contribution = 2 * top - 2 if scoring.similarity == "l2" else top
-    if scoring.normalize == "query":
-        contribution = contribution / len(contribution)
+    best, top, contribution = scoring.alignment(q.vectors, d.vectors)
     frame = pd.DataFrame(
         {
             "query_token": _tokens(encoder, q.token_ids, len(top)),

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyterrier as pt
 
 QUERY_EMBS = "query_embs"  # float32 (tokens, dim) array, one a query
 QUERY_TOK_IDS = "query_tok_ids"  # int32 (tokens,), row for row with query_embs
@@ -20,6 +19,10 @@ DOC_EMBS = "doc_embs"  # float32 (tokens, dim) array, one a document
 DOC_TOK_IDS = "doc_tok_ids"  # int32 (tokens,), row for row with doc_embs
 DOC_TOK_OFFSETS = "doc_tok_offsets"  # int32 (tokens, 2): characters [start, end) of each token in the text
 DOC_ENCODER = "doc_encoder"  # JSON text: everything that fixed the document vectors
+
+# columns that belong together: whoever replaces the vectors replaces or drops the others
+QUERY_COLUMNS = (QUERY_EMBS, QUERY_TOK_IDS, QUERY_WEIGHTS, QUERY_ENCODER)
+DOC_COLUMNS = (DOC_EMBS, DOC_TOK_IDS, DOC_TOK_OFFSETS, DOC_ENCODER)
 
 
 def is_missing(value: Any) -> bool:
@@ -39,61 +42,122 @@ def object_column(values: Iterable[Any], index: pd.Index) -> pd.Series:
     return pd.Series(column, index=index, dtype=object)
 
 
+def replaced(frame: pd.DataFrame, group: Sequence[str], **columns: Any) -> pd.DataFrame:
+    """The frame with new columns of a group that belongs together; old ones of the group do not stay beside them."""
+    stale = [c for c in group if c in frame.columns and c not in columns]
+    return frame.drop(columns=stale).assign(**columns)
+
+
 def query_groups(frame: pd.DataFrame) -> Iterator[tuple[str, npt.NDArray[np.intp]]]:
-    """Each qid with the *positions* of its rows (index labels may repeat), in order of first appearance."""
+    """Each qid with the *positions* of its rows (index labels may repeat), in order of first appearance.
+
+    Raises:
+        ValueError: a row without a qid.
+    """
+    if frame["qid"].isna().any():
+        raise ValueError(f"row {int(np.flatnonzero(frame['qid'].isna())[0])} has no qid")
     yield from frame.groupby("qid", sort=False).indices.items()  # type: ignore[misc]
 
 
-def first_value(column: pd.Series, rows: npt.NDArray[np.intp], qid: str) -> Any:
-    """The first value present among a query's rows.
+def first_value(column: pd.Series, rows: npt.NDArray[np.intp], qid: str, required: bool = True) -> Any:
+    """The first value present among a query's rows; None where there is none and none is ``required``.
 
     ``A + B`` leaves query columns empty in rows that only ``B`` returned, so any one row may lack it.
 
     Raises:
-        ValueError: no row of the query has a value.
+        ValueError: no row of the query has a value, and one is required.
     """
     for row in rows:
         value = column.iloc[row]
         if not is_missing(value):
             return value
+    if not required:
+        return None
     raise ValueError(f"column {column.name!r} has no value in any row of query {qid!r}")
 
 
+def is_text(value: Any) -> bool:
+    """True for a string that is valid Unicode (a lone surrogate, as in broken JSON, is not).
+
+    >>> is_text("caf\u00e9"), is_text("\ud83d"), is_text(None)
+    (True, False, False)
+    """
+    try:
+        return isinstance(value, str) and (value.isascii() or bool(value.encode()))
+    except UnicodeEncodeError:
+        return False
+
+
+def query_weights(frame: pd.DataFrame, rows: npt.NDArray[np.intp], tokens: int) -> npt.NDArray[np.float32] | None:
+    """A query's token weights, if the frame has the column and any of its rows a value.
+
+    Raises:
+        ValueError: not one finite number a query vector.
+    """
+    if QUERY_WEIGHTS not in frame.columns:
+        return None
+    qid = frame["qid"].iloc[rows[0]]
+    value = first_value(frame[QUERY_WEIGHTS], rows, qid, required=False)
+    if value is None:
+        return None
+    weights = np.asarray(value, dtype=np.float32)
+    if weights.shape != (tokens,) or not np.isfinite(weights).all():
+        raise ValueError(f"{QUERY_WEIGHTS} of query {qid!r} must be {tokens} finite numbers, one a query vector")
+    return weights
+
+
 def texts_of(frame: pd.DataFrame, field: str) -> list[str]:
-    """The texts of a column; an empty text is a text, a missing one is an error that names its document.
+    """The texts of a column; an empty text is a text, a missing or broken one is an error that names its document.
 
     Raises:
         ValueError: some row has no text.
     """
     texts = frame[field].tolist()
-    missing = [i for i, text in enumerate(texts) if not isinstance(text, str)]
+    missing = [i for i, text in enumerate(texts) if not is_text(text)]
     if missing:
         first = missing[0]
         where = f"docno {frame['docno'].iloc[first]!r}" if "docno" in frame.columns else f"row {first}"
         raise ValueError(
-            f"column {field!r} must hold a string in every row: {len(missing)} of {len(texts)} do not, "
-            f"the first is {where} with {texts[first]!r}"
+            f"column {field!r} must hold a string of valid Unicode in every row: {len(missing)} of {len(texts)} "
+            f"do not, the first is {where} with {texts[first]!r}"
         )
     return texts
 
 
 def matrix(value: Any, what: str) -> npt.NDArray[Any]:
-    """A two-dimensional finite array, or one clear error.
+    """A two-dimensional float32 array without NaN or infinity, or one clear error.
 
     Raises:
-        ValueError: another shape, or NaN or infinity inside.
+        ValueError: not an array of numbers, another shape, or a value that is not finite in float32.
     """
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # a tensor that numpy cannot read, a ragged list
+        raise ValueError(f"{what}: expected a (tokens, dim) array of numbers: {error}") from error
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         raise ValueError(f"{what}: expected a (tokens, dim) array of numbers, got shape {array.shape}, {array.dtype}")
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32, copy=False)
     if not np.isfinite(array).all():
-        raise ValueError(f"{what}: holds NaN or infinite values")
+        raise ValueError(f"{what}: holds NaN or infinite values (in float32)")
     return array
 
 
 def with_scores(frame: pd.DataFrame, scores: npt.NDArray[Any]) -> pd.DataFrame:
-    """The frame with ``score`` (float64) and ``rank`` (from 0 within each query); other columns and rows stay."""
-    return pt.model.add_ranks(frame.assign(score=np.asarray(scores, dtype=np.float64)))
+    """The frame with ``score`` (float64) and ``rank`` (from 0 within each query, equal scores by docno).
+
+    Other columns stay, and so does the order of rows.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    query, _ = pd.factorize(frame["qid"])
+    order = np.lexsort((-scores, query))
+    if ((np.diff(query[order]) == 0) & (np.diff(scores[order]) == 0)).any():
+        names, _ = pd.factorize(frame["docno"], sort=True)
+        order = np.lexsort((names, -scores, query))
+    starts = np.flatnonzero(np.diff(query[order], prepend=-1))
+    ranks = np.empty(len(frame), dtype=np.int64)
+    ranks[order] = np.arange(len(frame)) - np.repeat(starts, np.diff(starts, append=len(frame)))
+    return frame.assign(score=scores, rank=ranks)
 
 
 def ranked_frame(queries: pd.DataFrame, hits: Sequence[tuple[Sequence[str], npt.NDArray[Any]]]) -> pd.DataFrame:

@@ -5,7 +5,8 @@ sentence-transformers 6.2.0), and both are mended here by handing it a corrected
 
 * Stanford weights beside a ``modules.json`` that names only a Transformer (mxbai-colbert-large-v1): the projection,
   the markers and the normalisation are silently lost;
-* a projection of type ``pylate.models.Dense`` (answerai-colbert-small-v1): refused as foreign code.
+* a projection of type ``pylate.models.Dense`` (answerai-colbert-small-v1): refused as foreign code; with Stanford's
+  files beside it, as there, the mask, the markers and the normalisation are silently lost.
 """
 
 import json
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 Layout = Literal["native", "pylate", "stanford", "sentence", "transformer"]
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_METADATA = "artifact.metadata"
 _PROJECTION = "linear.weight"  # where Stanford checkpoints keep the projection, beside the backbone's weights
 
 
@@ -66,17 +68,25 @@ def detect(folder: Path) -> Layout:
     Raises:
         ValueError: nothing that yields token vectors.
     """
-    modules = [str(m.get("type", "")) for m in read_json(folder / "modules.json") or []]
-    kinds = {m.rpartition(".")[2] for m in modules}
+    modules = read_json(folder / "modules.json") or []
+    if not isinstance(modules, list) or not all(
+        isinstance(m, dict) and isinstance(m.get("type"), str) for m in modules
+    ):
+        raise ValueError(f"{folder / 'modules.json'} is not a list of modules with a type")
+    kinds = {m["type"].rpartition(".")[2] for m in modules}
     model_type = read_json(folder / "config_sentence_transformers.json").get("model_type")
     if model_type == "MultiVectorEncoder":
         return "native"
     if model_type in ("SparseEncoder", "CrossEncoder") or kinds & {"SpladePooling", "MLMTransformer", "LogitScore"}:
         raise ValueError(f"{folder} holds a {model_type or 'sparse encoder'}, which has no token vectors to score")
-    if model_type == "ColBERT" or ("Dense" in kinds and "Pooling" not in kinds):
-        return "pylate"
-    if "Pooling" not in kinds and _has_projection(folder):
+    has_dense = "Dense" in kinds and "Pooling" not in kinds
+    # Stanford's files at the root say everything, whatever modules.json adds or leaves out
+    if "Pooling" not in kinds and (not has_dense or (folder / _METADATA).is_file()) and _has_projection(folder):
         return "stanford"
+    if has_dense:
+        return "pylate"
+    if model_type == "ColBERT":
+        raise ValueError(f"{folder} is not a multi-vector checkpoint: it calls itself ColBERT and has no projection")
     if modules:
         return "sentence"
     config = read_json(folder / "config.json")
@@ -97,7 +107,7 @@ def _has_projection(folder: Path) -> bool:
         if path.suffix == ".safetensors":
             from safetensors import safe_open
 
-            with safe_open(path, framework="np") as tensors:
+            with naming(folder), safe_open(path, framework="np") as tensors:
                 return _PROJECTION in tensors.keys()  # noqa: SIM118 (no mapping)
         import torch
 
@@ -111,13 +121,16 @@ def repaired(folder: Path, layout: Layout) -> Iterator[Path]:
     modules, config = read_json(folder / "modules.json"), read_json(folder / "config.json")
     corrected: dict[str, Any] = {}
     hidden: set[str] = set()
-    if layout == "pylate" and any("pylate." in m["type"] for m in modules):
-        corrected["modules.json"] = [
-            {**m, "type": f"sentence_transformers.models.{m['type'].rpartition('.')[2]}"}
-            if m["type"].startswith("pylate.")
-            else m
-            for m in modules
-        ]
+    if layout == "pylate":
+        if any(m["type"].startswith("pylate.") for m in modules):
+            corrected["modules.json"] = [
+                {**m, "type": f"sentence_transformers.models.{m['type'].rpartition('.')[2]}"}
+                if m["type"].startswith("pylate.")
+                else m
+                for m in modules
+            ]
+        if "HF_ColBERT" in (config.get("architectures") or []):  # would be taken for Stanford's own layout
+            corrected["config.json"] = {k: v for k, v in config.items() if k != "architectures"}
     elif layout == "stanford" and (modules or "HF_ColBERT" not in (config.get("architectures") or [])):
         corrected["config.json"] = {**config, "architectures": ["HF_ColBERT"]}
         hidden = {"modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"}
@@ -148,13 +161,26 @@ def open_checkpoint(
     """
     from sentence_transformers import MultiVectorEncoder
 
+    if init_projection is not None and init_projection < 1:
+        raise ValueError(f"init_projection must be a number of dimensions, got {init_projection}")
     own_head = layout in ("native", "pylate", "stanford")
     if own_head and init_projection is not None:
         raise ValueError(f"{folder} has its own projection: init_projection={init_projection} would replace it")
     if not own_head:
         return _plain(folder, layout, init_projection, trust_remote_code)
-    with repaired(folder, layout) as view:
+    with repaired(folder, layout) as view, naming(folder):
         return MultiVectorEncoder(str(view), device="cpu", trust_remote_code=trust_remote_code, local_files_only=True)
+
+
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Says which checkpoint could not be read: the libraries' own messages about damaged files name none."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"the checkpoint {folder} cannot be read: {error!r}") from error
 
 
 def _plain(folder: Path, layout: Layout, init_projection: int | None, trust_remote_code: bool) -> "MultiVectorEncoder":
@@ -171,7 +197,8 @@ def _plain(folder: Path, layout: Layout, init_projection: int | None, trust_remo
         )
     prompts: dict[str, str] = {}
     if layout == "transformer":
-        backbone = Transformer(str(folder))
+        trust = {"trust_remote_code": trust_remote_code}
+        backbone = Transformer(str(folder), model_kwargs=trust, processor_kwargs=trust, config_kwargs=trust)
     else:
         encoder = SentenceTransformer(
             str(folder), device="cpu", trust_remote_code=trust_remote_code, local_files_only=True

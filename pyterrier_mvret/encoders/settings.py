@@ -30,10 +30,15 @@ def apply(settings: "TokenEncoder", model: "MultiVectorEncoder", layout: str) ->
             model.prompts[task] = prefix
             _register_marker(model.tokenizer, prefix)
     transformer: Any = model[0]
-    length = settings.doc_length or transformer.document_length or _DOC_LENGTH.get(layout)
+    positions = getattr(transformer.config, "max_position_embeddings", None) or 0
+    default = _DOC_LENGTH.get(layout)
+    if default is not None and positions > 0:
+        default = min(default, positions)
+    length = settings.doc_length or transformer.document_length or default
     if length is not None:
         transformer.document_length = length
     _apply_expansion(settings, transformer)
+    _check_lengths(transformer, positions)
     mask = _mask(model)
     if mask is not None and settings.skiplist is not None:
         mask.skiplist_words = list(string.punctuation if settings.skiplist == "punctuation" else settings.skiplist)
@@ -52,8 +57,10 @@ def _apply_expansion(settings: "TokenEncoder", transformer: Any) -> None:
     current = transformer.query_expansion
     expand = settings.query_expansion if settings.query_expansion is not None else current is not None
     if not expand:
+        if settings.attend:
+            raise ValueError("attend=True is about query expansion, and this encoder expands no queries")
         transformer.query_expansion = None
-        transformer.query_length = settings.query_length or transformer.query_length
+        transformer.query_length = settings.query_length or (current or {}).get("length") or transformer.query_length
         return
     current = dict(current or {"strategy": "fixed", "attend": False, "length": _QUERY_LENGTH})
     current["length"] = settings.query_length or current["length"]
@@ -61,6 +68,15 @@ def _apply_expansion(settings: "TokenEncoder", transformer: Any) -> None:
         current["attend"] = settings.attend
     transformer.query_length = None  # the expansion's own length rules
     transformer.query_expansion = current
+
+
+def _check_lengths(transformer: Any, positions: int) -> None:
+    """The model has no place for more tokens than it has positions."""
+    expansion = transformer.query_expansion or {}
+    query_length = expansion.get("length") or transformer.query_length
+    for what, length in (("query_length", query_length), ("doc_length", transformer.document_length)):
+        if 0 < positions < (length or 0):
+            raise ValueError(f"{what}={length}: the model has {positions} positions")
 
 
 def _register_marker(tokenizer: Any, prefix: str) -> None:
@@ -129,7 +145,17 @@ def digest(model: "MultiVectorEncoder") -> str:
 
 
 def check_probe(model: "MultiVectorEncoder", label: str) -> None:
-    """A short text must come out as rows of the promised width, of length one if normalised."""
+    """Markers are single tokens; a short text comes out as rows of the promised width, of length one if normalised.
+
+    Raises:
+        ValueError: a checkpoint that would load and rank noise.
+    """
+    for task in ("query", "document"):
+        marker = (model.prompts.get(task) or "").strip()
+        if marker.startswith("[") and marker.endswith("]"):
+            pieces = model.tokenizer.tokenize(model.prompts[task])
+            if len(pieces) != 1 or pieces == [model.tokenizer.unk_token]:
+                raise ValueError(f"{label}: the {task} marker {marker!r} is not in the vocabulary (read as {pieces})")
     for encode in (model.encode_query, model.encode_document):
         rows = np.asarray(encode(["probe"], convert_to_numpy=True, show_progress_bar=False)[0], np.float32)
         if rows.ndim != 2 or rows.shape[1] != model.get_embedding_dimension() or not np.isfinite(rows).all():

@@ -1,7 +1,7 @@
 """Text to token vectors, on sentence-transformers' ``MultiVectorEncoder``."""
 
+import copy
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -91,6 +91,8 @@ class TokenEncoder(Configured):
         for what, length in (("query_length", query_length), ("doc_length", doc_length)):
             if length is not None and length < 4:
                 raise ValueError(f"{what} must leave room for markers and a token (at least 4), got {length}")
+        if isinstance(skiplist, str) and skiplist != "punctuation":
+            raise ValueError(f"skiplist must be a list of words or 'punctuation', got {skiplist!r}")
         self.name = str(name) if isinstance(name, Path) else name
         self.init_projection = init_projection
         self.query_prefix, self.doc_prefix = query_prefix, doc_prefix
@@ -102,6 +104,11 @@ class TokenEncoder(Configured):
         self.device, self.dtype, self.batch_size = device, dtype, batch_size
         self.revision, self.trust_remote_code, self.cache_folder = revision, trust_remote_code, cache_folder
         self.verbose = verbose
+        if not isinstance(self.name, str):
+            own = ("name", "batch_size")
+            changed = [p.name for p in self._parameters() if p.name not in own and getattr(self, p.name) != p.default]
+            if changed:
+                raise ValueError(f"{', '.join(changed)}: a model in memory is used as it is; change the model itself")
 
     # ------------------------------------------------------------------ encoding
 
@@ -114,6 +121,8 @@ class TokenEncoder(Configured):
         return self._encode(texts, "document", verbose)
 
     def _encode(self, texts: Sequence[str], task: Task, verbose: bool | None) -> TokenBatch:
+        if isinstance(texts, str):
+            raise ValueError("expected a list of texts, got one string")
         # equal texts are encoded once, texts of like length together so that little is padded
         place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         unique = sorted(place, key=len, reverse=True)
@@ -178,7 +187,7 @@ class TokenEncoder(Configured):
         """Dimensions of a token vector."""
         return int(self.model.get_embedding_dimension() or 0)
 
-    @cached_property
+    @property
     def space(self) -> str:
         """``name#digest`` of the vector space: equal digests mean comparable vectors.
 
@@ -192,11 +201,13 @@ class TokenEncoder(Configured):
         return models.label(self.name) if isinstance(self.name, str) else type(self.name).__name__
 
     def _digest(self) -> str:
-        if self._weights_digest is None:
-            self._weights_digest = settings.digest(self.model)
-        return self._weights_digest
+        version = sum(p._version for p in self.model.parameters())  # training in place moves it
+        if self._weights is None or self._weights[0] != version:
+            self._weights = (version, settings.digest(self.model))
+        return self._weights[1]
 
-    _weights_digest: str | None = None
+    _weights: tuple[int, str] | None = None
+    _opened: "tuple[Any, MultiVectorEncoder] | None" = None
 
     def describe(self) -> dict[str, Any]:
         """Everything that fixes the vectors, as plain data; stored with an index and compared when it grows."""
@@ -211,33 +222,49 @@ class TokenEncoder(Configured):
 
     # ------------------------------------------------------------------ loading and saving
 
-    @cached_property
+    @property
     def model(self) -> "MultiVectorEncoder":
-        """The model, opened on first use."""
+        """The model, opened on first use, and again when a setting was changed since.
+
+        A model that was passed in is used as it is and never changed, so it takes no settings here.
+        """
+        key = self._identity()
+        if self._opened is None or self._opened[0] != key:
+            self._weights = None
+            self._opened = (key, self._open())
+        return self._opened[1]
+
+    def _open(self) -> "MultiVectorEncoder":
         import torch
         from sentence_transformers.util import get_device_name
 
-        layout: str = "native"
         if not isinstance(self.name, str):
-            model: Any = self.name
-        else:
-            folder = checkpoints.local_folder(self.name, self.revision, self.cache_folder, self.trust_remote_code)
-            layout = checkpoints.detect(folder)
-            model = checkpoints.open_checkpoint(folder, layout, self.init_projection, self.trust_remote_code)
+            return self.name
+        if self.revision is not None and Path(self.name).is_dir():
+            raise ValueError(f"revision={self.revision!r} is for names on the model hub; {self.name} is a folder")
+        folder = checkpoints.local_folder(self.name, self.revision, self.cache_folder, self.trust_remote_code)
+        layout = checkpoints.detect(folder)
+        model = checkpoints.open_checkpoint(folder, layout, self.init_projection, self.trust_remote_code)
         settings.apply(self, model, layout)
-        if self.dtype != "float32":
-            self._weights_digest = settings.digest(model)  # of the weights before they are rounded
+        digest = settings.digest(model) if self.dtype != "float32" else None  # of the weights before they are rounded
         model.to(device=self.device or get_device_name(), dtype=getattr(torch, self.dtype)).eval()
+        if digest is not None:
+            self._weights = (sum(p._version for p in model.parameters()), digest)
         settings.check_probe(model, self._label)
         return model
 
     def save(self, path: str | Path) -> None:
-        """Writes a checkpoint in sentence-transformers' own layout; ``TokenEncoder(path)`` reads it back."""
-        self.model.save_pretrained(str(path))
+        """Writes a checkpoint in sentence-transformers' own layout; ``TokenEncoder(path)`` reads it back.
+
+        The weights written are those that were read, also where the arithmetic is in half precision.
+        """
+        model = self.model
+        if self.dtype != "float32":
+            whole = copy.copy(self)
+            whole.dtype = "float32"
+            model = whole.model
+        model.save_pretrained(str(path))
 
     def __getstate__(self) -> Mapping[str, Any]:
         # settings travel, weights do not: a copy in another process opens the checkpoint itself
-        state = self.__dict__.copy()
-        if isinstance(self.name, str):
-            state.pop("model", None)
-        return state
+        return {k: v for k, v in self.__dict__.items() if k not in ("_opened", "_weights")}

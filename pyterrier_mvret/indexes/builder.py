@@ -1,19 +1,21 @@
 """From a stream of document records to one segment on disk, in memory that does not grow with the stream."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from more_itertools import chunked
 
 from pyterrier_mvret import frames
 from pyterrier_mvret.indexes import docnos
 from pyterrier_mvret.indexes.codecs import Codec
 from pyterrier_mvret.indexes.segments import ArrayWriter
 
+# what is held before it is written: at most so many documents, and about so many vectors
 _DOCUMENTS_A_BLOCK = 256
+_VECTORS_A_BLOCK = 1 << 15
 Record = Mapping[str, Any]
 
 
@@ -26,7 +28,8 @@ class SegmentBuilder:
         dim: dimensions, or none to take the first document's.
         store_ids: keep ``doc_tok_ids``.
         store_offsets: keep ``doc_tok_offsets``.
-        known: whether names are already in the index, for appending.
+        known: names -> whether each is already in the index, for appending.
+        check_encoder: called once, with how the first document's vectors were made (or None), before it is written.
     """
 
     def __init__(
@@ -37,12 +40,14 @@ class SegmentBuilder:
         *,
         store_ids: bool = False,
         store_offsets: bool = False,
-        known: Any = None,
+        known: Callable[[list[str]], npt.NDArray[np.bool_]] | None = None,
+        check_encoder: Callable[[dict[str, Any] | None], None] | None = None,
     ):
         self.folder, self.codec, self.dim = folder, codec, dim
         self.documents = self.vectors = self.empty = 0
-        self.encoder: str | None = None
-        self._known = known
+        self.encoder: dict[str, Any] | None = None
+        self._encoder_text: Any = None
+        self._known, self._check_encoder = known, check_encoder
         self._seen = docnos.SeenDocnos()
         self._hashes: list[npt.NDArray[np.uint64]] = []
         self._writers: dict[str, ArrayWriter] = {}
@@ -63,12 +68,22 @@ class SegmentBuilder:
         Raises:
             ValueError: a record that cannot be stored, by docno; nothing of the stream is kept then.
         """
-        for block in chunked(records, _DOCUMENTS_A_BLOCK):
-            self._add_block(block)
+        block: list[Record] = []
+        matrices: list[npt.NDArray[Any]] = []
+        vectors = 0
+        for record in records:
+            matrix = self._matrix(record, self._name(record, first=not self.documents and not block))
+            block.append(record)
+            matrices.append(matrix)
+            vectors += len(matrix)
+            if len(block) == _DOCUMENTS_A_BLOCK or vectors >= _VECTORS_A_BLOCK:
+                self._add_block(block, matrices)
+                block, matrices, vectors = [], [], 0
+        if block:
+            self._add_block(block, matrices)
 
-    def _add_block(self, block: list[Record]) -> None:
-        names = [self._name(record) for record in block]
-        matrices = [self._matrix(record, name) for record, name in zip(block, names, strict=True)]
+    def _add_block(self, block: list[Record], matrices: list[npt.NDArray[Any]]) -> None:
+        names = [record["docno"] for record in block]
         self._check_new(names)
         if self.dim is None:
             self.dim = matrices[0].shape[1]
@@ -108,16 +123,20 @@ class SegmentBuilder:
             self._writers[field] = ArrayWriter(self.folder / f"{field}.npy", dtype, columns)
         self._writers[field].append(rows)
 
-    def _name(self, record: Record) -> str:
+    def _name(self, record: Record, first: bool) -> str:
+        if not isinstance(record, Mapping):
+            raise ValueError(f"expected a record with docno and {frames.DOC_EMBS}, got {type(record).__name__}")
         name = record.get("docno")
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"a document's docno must be a non-empty string, got {name!r}")
-        encoder = record.get(frames.DOC_ENCODER)
-        if not frames.is_missing(encoder):
-            if self.encoder is None and self.documents == 0:
-                self.encoder = encoder
-            elif encoder != self.encoder:
-                raise ValueError(f"document {name!r} comes from another encoder than the documents before it")
+        if not name or not frames.is_text(name):
+            raise ValueError(f"a document's docno must be a non-empty string of valid Unicode, got {name!r}")
+        made = record.get(frames.DOC_ENCODER)
+        made = None if frames.is_missing(made) else made
+        if first:
+            self._encoder_text, self.encoder = made, _described(made, name)
+            if self._check_encoder is not None:
+                self._check_encoder(self.encoder)
+        elif made != self._encoder_text:
+            raise ValueError(f"document {name!r} comes from another encoder than the documents before it")
         return name
 
     @staticmethod
@@ -131,15 +150,28 @@ class SegmentBuilder:
     def _extra(
         block: list[Record], names: list[str], matrices: list[npt.NDArray[Any]], column: str
     ) -> npt.NDArray[Any]:
+        width = (2,) if column == frames.DOC_TOK_OFFSETS else ()
         rows = []
         for record, name, matrix in zip(block, names, matrices, strict=True):
             value = record.get(column)
-            if value is None or frames.is_missing(value) or len(value) != len(matrix):
+            if frames.is_missing(value):
                 raise ValueError(
-                    f"document {name!r} has no {column} for its {len(matrix)} vectors "
-                    "(pooled tokens have none); build the index without storing them"
+                    f"document {name!r} has no {column} (pooled tokens have none); build the index without storing them"
                 )
-            rows.append(np.asarray(value))
+            array = np.asarray(value)
+            if array.shape == (0,) and not len(matrix):
+                array = np.empty((0, *width), np.int32)
+            int32 = np.iinfo(np.int32)
+            if (
+                array.shape != (len(matrix), *width)
+                or array.dtype.kind not in "iu"
+                or (array.size and not int32.min <= array.min() <= array.max() <= int32.max)
+            ):
+                raise ValueError(
+                    f"{column} of document {name!r} must be 32-bit integers of shape {(len(matrix), *width)}, "
+                    f"got {array.dtype} of shape {array.shape}"
+                )
+            rows.append(array)
         return np.concatenate(rows)
 
     def _check_new(self, names: list[str]) -> None:
@@ -180,8 +212,25 @@ class SegmentBuilder:
             writer.abort()
 
 
-def records_of(documents: Any) -> Iterator[Record]:
-    """Document records from what PyTerrier's users pass to ``index()``: records in any iterable, or a frame."""
-    if hasattr(documents, "to_dict"):
-        documents = documents.to_dict(orient="records")
-    yield from documents
+def _described(made: Any, name: str) -> dict[str, Any] | None:
+    """What a document's ``doc_encoder`` column says."""
+    if made is None:
+        return None
+    try:
+        described = json.loads(made)
+    except (TypeError, ValueError):
+        described = None
+    if not isinstance(described, dict):
+        raise ValueError(f"{frames.DOC_ENCODER} of document {name!r} is not a description of an encoder: {made!r}")
+    return described
+
+
+def records_of(documents: Any) -> Iterable[Record]:
+    """Document records from what PyTerrier's users pass to ``index()``: records in any iterable, or a frame.
+
+    Raises:
+        ValueError: a single record or a string.
+    """
+    if isinstance(documents, str | Mapping):
+        raise ValueError(f"expected documents in a list, frame or generator, got one {type(documents).__name__}")
+    return documents.to_dict(orient="records") if hasattr(documents, "to_dict") else documents

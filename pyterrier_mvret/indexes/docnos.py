@@ -22,8 +22,13 @@ FIELDS = {
 
 
 def hashes(docnos: Sequence[str]) -> npt.NDArray[np.uint64]:
-    """64-bit hashes of strings, the same on every machine."""
+    """64-bit hashes of strings, the same on every machine (SipHash, as pandas has it)."""
     return pd.util.hash_array(np.array(docnos, dtype=object), categorize=False)
+
+
+def hash_probe() -> int:
+    """What the hash makes of a known string; kept with an index, as another release might hash in another way."""
+    return int(hashes(["pyterrier_mvret"])[0])
 
 
 def ragged_rows(starts: Ints, lengths: Ints) -> Ints:

@@ -1,10 +1,9 @@
 """Token vectors of a collection on disk: build, retrieve, rescore, load."""
 
-import json
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import pyterrier as pt
 
@@ -13,12 +12,14 @@ from pyterrier_mvret.component import Configured
 from pyterrier_mvret.indexes import segments
 from pyterrier_mvret.indexes.builder import SegmentBuilder, records_of
 from pyterrier_mvret.indexes.codecs import CODECS
-from pyterrier_mvret.indexes.stages import MultiVecIndexer, MultiVecRetriever, MultiVecScorer, VecLoader
-from pyterrier_mvret.indexes.store import Store
+from pyterrier_mvret.indexes.docnos import hash_probe
+from pyterrier_mvret.indexes.stages import MultiVecIndexer, MultiVecRetriever, MultiVecScorer, VecLoader, scoring_of
+from pyterrier_mvret.indexes.store import Store, digest_of
 from pyterrier_mvret.scoring import MaxSim
 
 Mode = Literal["create", "overwrite", "append"]
 _VERSION = 1
+_KIND = ("multivec_index", "mvret")
 
 
 class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
@@ -51,10 +52,8 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
     1   1    d2    0.0     1
     """
 
-    ARTIFACT_TYPE = "multivec_index"
-    ARTIFACT_FORMAT = "mvret"
+    ARTIFACT_TYPE, ARTIFACT_FORMAT = _KIND
     ARTIFACT_PACKAGE_HINT = "pyterrier-mvret"
-    _not_identity: ClassVar[tuple[str, ...]] = ("verbose",)
 
     def __init__(
         self,
@@ -79,7 +78,8 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
 
         Args:
             mode: ``"create"`` refuses to touch an index that exists, ``"overwrite"`` replaces it once the new one is
-                complete, ``"append"`` adds a segment (same encoder, same settings, new docnos).
+                complete (with the settings given here, not those of the old one), ``"append"`` adds a segment (same
+                encoder, same settings, new docnos).
         """
         return MultiVecIndexer(self, mode)
 
@@ -117,28 +117,28 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         """
         if mode not in ("create", "overwrite", "append"):
             raise ValueError(f"mode must be 'create', 'overwrite' or 'append', got {mode!r}")
-        if mode == "create" and self.built():
-            raise FileExistsError(f"{self.path} holds an index; choose mode='overwrite' or mode='append'")
-        if not self.built() and segments.holds_other_files(self.path):
-            raise FileExistsError(f"{self.path} exists and is no index: it is left alone")
+        records = records_of(iter)
+        self._check_target(mode)  # before the folder is touched, and again once no other process can write
         with segments.writing(self.path) as scratch:
-            present = self._manifest_on_disk() if self.built() else None
-            segments.keep_only(self.path, [scratch.name, *_names(present)])
+            self._check_target(mode)
+            present = self._present(mode)
+            if present is not None:
+                segments.keep_only(self.path, [scratch.name, *_names(present)])
             before = present if mode == "append" else None
             manifest = before or self._new_manifest()
+            opened = Store(self.path, before) if before else None
             builder = SegmentBuilder(
                 scratch,
                 CODECS[manifest["dtype"]],
                 manifest["dim"],
                 store_ids=manifest["store_ids"],
                 store_offsets=manifest["store_offsets"],
-                known=self._known if before else None,
+                known=(lambda names: opened.positions(names) >= 0) if opened is not None else None,
+                check_encoder=lambda found: self._check_encoder(manifest, found),
             )
             try:
-                records = pt.tqdm(records_of(iter), desc="indexing", unit="d", disable=not self.verbose)
-                builder.add(records)
+                builder.add(pt.tqdm(records, desc="indexing", unit="d", disable=not self.verbose))
                 if builder.documents:
-                    self._check_encoder(manifest, builder.encoder, first=before is None)
                     entry = builder.finish()
                     manifest["dim"] = builder.dim
                     manifest["segments"].append({"name": segments.publish(scratch).name, **entry})
@@ -146,17 +146,34 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
                 builder.abort()
             segments.write_manifest(self.path, manifest)
             segments.keep_only(self.path, _names(manifest))
-        self._forget()
+        self.__dict__.pop("store", None)
         return self
+
+    def _check_target(self, mode: Mode) -> None:
+        if self.built():
+            if mode == "create":
+                raise FileExistsError(f"{self.path} holds an index; choose mode='overwrite' or mode='append'")
+        elif segments.holds_other_files(self.path):
+            raise FileExistsError(f"{self.path} exists and is no index: it is left alone")
+
+    def _present(self, mode: Mode) -> dict[str, Any] | None:
+        """The manifest on disk; an index that is to be replaced may have other settings, or be damaged."""
+        if not self.built():
+            return None
+        if mode == "append":
+            return self._manifest_on_disk()
+        try:
+            return segments.read_manifest(self.path, _KIND, _VERSION)
+        except segments.DamagedIndexError:
+            return None
 
     def index_inputs(self) -> list[list[str]]:
         """The columns that indexing needs."""
+        stored = self._manifest_on_disk() if self.built() else {}
         columns = ["docno", frames.DOC_EMBS]
-        columns += [frames.DOC_TOK_IDS] * self.store_ids + [frames.DOC_TOK_OFFSETS] * self.store_offsets
+        columns += [frames.DOC_TOK_IDS] * bool(self.store_ids or stored.get("store_ids"))
+        columns += [frames.DOC_TOK_OFFSETS] * bool(self.store_offsets or stored.get("store_offsets"))
         return [columns]
-
-    def _known(self, names: list[str]) -> Any:
-        return self.store.positions(names) >= 0
 
     def _new_manifest(self) -> dict[str, Any]:
         return {
@@ -168,23 +185,24 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
             "dim": None,
             "store_ids": self.store_ids,
             "store_offsets": self.store_offsets,
+            "hash_probe": hash_probe(),
             "encoder": None,
             "segments": [],
         }
 
-    def _check_encoder(self, manifest: dict[str, Any], found: str | None, first: bool) -> None:
-        """The first build fixes the encoder; later ones must have made their vectors in the same way."""
-        described = json.loads(found) if found else None
-        if first or not manifest["segments"]:
-            manifest["encoder"] = described
+    def _check_encoder(self, manifest: dict[str, Any], found: dict[str, Any] | None) -> None:
+        """The first document fixes the encoder; later ones must have been made, and be scored, in the same way."""
+        if not manifest["segments"]:
+            manifest["encoder"] = found
             return
-        old = manifest["encoder"] or {}
-        for key in ("space", "document", "normalize"):
-            was, now = old.get(key), (described or {}).get(key)
-            if key == "space":  # the part after # is the digest; names of copies may differ
-                was, now = _digest(was), _digest(now)
-            if was != now:
-                raise ValueError(f"{self.path} was built with encoder {key}={was!r}; these documents have {now!r}")
+        old, new = manifest["encoder"] or {}, found or {}
+        if digest_of(old.get("space")) != digest_of(new.get("space")):
+            raise ValueError(
+                f"{self.path} was built with encoder {old.get('space')}; these documents come from {new.get('space')}"
+            )
+        for key in ("document", "scoring"):
+            if old.get(key) != new.get(key):
+                raise ValueError(f"{self.path} was built with {key}={old.get(key)!r}; these have {new.get(key)!r}")
 
     # ------------------------------------------------------------------ reading
 
@@ -193,8 +211,7 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         return (self.path / segments.MANIFEST).is_file()
 
     def _manifest_on_disk(self) -> dict[str, Any]:
-        kind = (self.ARTIFACT_TYPE, self.ARTIFACT_FORMAT)
-        manifest = segments.read_manifest(self.path, kind, _VERSION)
+        manifest = segments.read_manifest(self.path, _KIND, _VERSION)
         if self.dtype not in (None, manifest["dtype"]):
             raise ValueError(f"{self.path} stores {manifest['dtype']}, and was opened with dtype={self.dtype!r}")
         for setting in ("store_ids", "store_offsets"):
@@ -203,43 +220,34 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         return manifest
 
     @cached_property
+    def store(self) -> Store:
+        """Manifest and memory-mapped segments as one, opened on first use: what a stage takes once for all its work."""
+        manifest = self._manifest_on_disk()
+        while True:
+            try:
+                return Store(self.path, manifest)
+            except segments.DamagedIndexError:
+                present = self._manifest_on_disk()
+                if present == manifest:
+                    raise
+                manifest = present  # replaced by another process since it was read
+
+    @property
     def manifest(self) -> dict[str, Any]:
         """The contents of ``pt_meta.json``: settings, encoder, segments with sizes and checksums."""
-        return self._manifest_on_disk()
-
-    @cached_property
-    def store(self) -> Store:
-        """The memory-mapped segments, opened on first use."""
-        try:
-            return Store(self.path, self.manifest, CODECS[self.manifest["dtype"]])
-        except segments.DamagedIndexError:
-            present = self._manifest_on_disk()
-            if present == self.manifest:
-                raise
-            self.manifest = present  # replaced by another process since it was read
-            return Store(self.path, present, CODECS[present["dtype"]])
-
-    def _forget(self) -> None:
-        for name in ("manifest", "store"):
-            self.__dict__.pop(name, None)
+        return self.store.manifest
 
     @property
     def scoring(self) -> MaxSim:
         """The scoring rule of the model that built the index; plain MaxSim if none did."""
-        return MaxSim(**(self.manifest["encoder"] or {}).get("scoring", {}))
-
-    def check_space(self, space: str, what: str) -> None:
-        """Raises ValueError if vectors of a space (``name#digest``) cannot be compared with those of the index."""
-        mine = (self.manifest["encoder"] or {}).get("space")
-        if mine is not None and _digest(mine) != _digest(space):
-            raise ValueError(f"{self.path} holds vectors of encoder {mine}, {what} vectors of {space}")
+        return scoring_of(self.store)
 
     def __len__(self) -> int:
         return len(self.store)
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy in another process maps the files itself
-        return {k: v for k, v in self.__dict__.items() if k not in ("manifest", "store")}
+        return {k: v for k, v in self.__dict__.items() if k != "store"}
 
     def info(self) -> dict[str, Any]:
         """Counts (documents, those without vectors, vectors, segments), bytes, dim, dtype, encoder."""
@@ -267,13 +275,9 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         for entry in self._manifest_on_disk()["segments"]:
             for field, file in entry["files"].items():
                 segments.check_digest(self.path / entry["name"] / f"{field}.npy", file)
-        self._forget()
+        self.__dict__.pop("store", None)
         len(self)
 
 
 def _names(manifest: dict[str, Any] | None) -> list[str]:
     return [entry["name"] for entry in manifest["segments"]] if manifest else []
-
-
-def _digest(space: str | None) -> str | None:
-    return space.rpartition("#")[2] if space else None

@@ -8,9 +8,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ except ImportError:  # not on Windows: there, nothing keeps two writers apart
     fcntl = None  # type: ignore[assignment]
 
 MANIFEST = "pt_meta.json"
+_SEGMENT = re.compile(r"segment-[0-9a-f]{8}(\.tmp)?")
 
 
 class DamagedIndexError(ValueError):
@@ -33,21 +35,28 @@ class ArrayWriter:
     """Writes one ``.npy`` file row by row, so that no array is ever whole in memory; numpy reads the result."""
 
     def __init__(self, path: Path, dtype: str, columns: int | None = None):
+        self._path = path
         self._file = path.open("wb")
         self._dtype, self._columns = np.dtype(dtype), columns
         self._rows = 0
         self._digest = hashlib.sha256()
         self._write_header()
 
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return (self._rows,) if self._columns is None else (self._rows, self._columns)
+
     def _write_header(self) -> None:
-        shape = (self._rows,) if self._columns is None else (self._rows, self._columns)
         # numpy pads the header for a growing first axis: it can be written again in place
         np.lib.format.write_array_header_1_0(
-            self._file, {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
+            self._file, {"descr": self._dtype.str, "fortran_order": False, "shape": self._shape}
         )
 
     def append(self, rows: npt.NDArray[Any]) -> None:
         """Adds rows."""
+        expected = () if self._columns is None else (self._columns,)
+        if rows.shape[1:] != expected:
+            raise ValueError(f"{self._path.name} takes rows of shape {expected}, got {rows.shape[1:]}")
         data = np.ascontiguousarray(rows, dtype=self._dtype)
         self._file.write(data.data)
         self._digest.update(data.data)
@@ -58,14 +67,19 @@ class ArrayWriter:
         self._file.flush()
 
     def close(self) -> dict[str, Any]:
-        """Completes the file; returns what a reader checks: bytes in all, and the digest of the rows."""
+        """Completes the file; returns what a reader checks: bytes in all, type, shape, and the digest of the rows."""
         self._file.seek(0)
         self._write_header()
         self._file.flush()
         os.fsync(self._file.fileno())
         size = os.fstat(self._file.fileno()).st_size
         self._file.close()
-        return {"bytes": size, "sha256": self._digest.hexdigest()}
+        return {
+            "bytes": size,
+            "dtype": self._dtype.str,
+            "shape": list(self._shape),
+            "sha256": self._digest.hexdigest(),
+        }
 
     def abort(self) -> None:
         """Lets go of the file."""
@@ -74,24 +88,25 @@ class ArrayWriter:
 
 
 def open_array(path: Path, expected: Mapping[str, Any]) -> npt.NDArray[Any]:
-    """Maps an array, after a check of its size.
+    """Maps an array, after a check of its size, type and shape.
 
     Raises:
-        DamagedIndexError: missing, of another size, or with a damaged header.
+        DamagedIndexError: missing, of another size, or not what was written.
     """
     try:
         size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise DamagedIndexError(f"{path} has {size} bytes instead of {expected['bytes']}: truncated or overwritten")
+        empty = 0 in expected["shape"]  # numpy cannot map an array without rows
+        array = np.load(path, mmap_mode=None if empty else "r", allow_pickle=False)
     except FileNotFoundError:
         raise DamagedIndexError(f"{path} is missing") from None
-    if size != expected["bytes"]:
-        raise DamagedIndexError(f"{path} has {size} bytes instead of {expected['bytes']}: truncated or overwritten")
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
-        try:  # numpy cannot map an array without rows
-            array = np.load(path, allow_pickle=False)
-        except ValueError:
-            raise DamagedIndexError(f"{path} has a damaged header: {error}") from error
+        if isinstance(error, DamagedIndexError):
+            raise
+        raise DamagedIndexError(f"{path} has a damaged header: {error}") from error
+    if [array.dtype.str, list(array.shape)] != [expected["dtype"], expected["shape"]]:
+        raise DamagedIndexError(f"{path} has a damaged header: {array.dtype.str} {array.shape}")
     return array
 
 
@@ -117,24 +132,26 @@ def writing(path: Path) -> Iterator[Path]:
     Raises:
         BlockingIOError: another process writes to the index.
     """
-    created = not path.exists()
+    created = [p for p in (path, *path.parents) if not p.exists()]
     path.mkdir(parents=True, exist_ok=True)
     try:
         lock = _lock(path)
     except BlockingIOError:
         raise BlockingIOError(f"{path} is being written by another process") from None
+    scratch = path / f"segment-{secrets.token_hex(4)}.tmp"
     try:
-        scratch = path / f"segment-{secrets.token_hex(4)}.tmp"
         scratch.mkdir()
-        try:
-            yield scratch
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        yield scratch
     except BaseException:
-        if created and not (path / MANIFEST).exists():
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(scratch.with_suffix(""), ignore_errors=True)  # complete, and named by no manifest
+        (path / f"{MANIFEST}.tmp").unlink(missing_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+        for folder in created:
+            with contextlib.suppress(OSError):  # somebody else put something there
+                folder.rmdir()
         raise
     finally:
+        shutil.rmtree(scratch, ignore_errors=True)
         if lock is not None:
             os.close(lock)
 
@@ -171,21 +188,30 @@ def publish(scratch: Path) -> Path:
     return target
 
 
-def keep_only(path: Path, names: Iterable[str]) -> None:
+def keep_only(path: Path, names: Collection[str]) -> None:
     """Removes segments that no manifest names: replaced, or left by a writer that was killed.
 
     Readers that have them mapped keep them.
     """
-    for folder in set(path.glob("segment-*")) - {path / name for name in names}:
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in path.iterdir():
+        if _SEGMENT.fullmatch(folder.name) and folder.name not in names and _holds_arrays_alone(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def holds_other_files(path: Path) -> bool:
     """Whether a path holds anything that is not an index's."""
     if not path.exists():
         return False
+    if not path.is_dir():
+        return True
     known = (MANIFEST, f"{MANIFEST}.tmp")
-    return not path.is_dir() or any(p.name not in known and not p.match("segment-*") for p in path.iterdir())
+    return any(
+        p.name not in known and not (_SEGMENT.fullmatch(p.name) and _holds_arrays_alone(p)) for p in path.iterdir()
+    )
+
+
+def _holds_arrays_alone(folder: Path) -> bool:
+    return folder.is_dir() and all(p.suffix == ".npy" for p in folder.iterdir())
 
 
 def _sync_folder(path: Path) -> None:
@@ -214,9 +240,13 @@ def read_manifest(path: Path, kind: tuple[str, str], version: int) -> dict[str, 
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DamagedIndexError(f"{file} is damaged: {error}") from error
+    if not isinstance(manifest, dict) or not {"type", "format"} <= manifest.keys():
+        raise DamagedIndexError(f"{file} is damaged: it does not say what it describes")
     found = (manifest.get("type"), manifest.get("format"))
     if found != kind:
         raise ValueError(f"{path} holds a {found[0]}.{found[1]}, not a {kind[0]}.{kind[1]}")
+    if not isinstance(manifest.get("version"), int) or not isinstance(manifest.get("segments"), list):
+        raise DamagedIndexError(f"{file} is damaged: it names no version or no segments")
     if manifest["version"] > version:
         raise ValueError(f"{path} has format version {manifest['version']}; this release reads up to {version}")
     return manifest

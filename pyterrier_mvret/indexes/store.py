@@ -7,25 +7,36 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyterrier_mvret.indexes.codecs import Codec
-from pyterrier_mvret.indexes.docnos import FIELDS, DocnoTable, ragged_rows
-from pyterrier_mvret.indexes.segments import DamagedIndexError, open_array
+from pyterrier_mvret.frames import is_text
+from pyterrier_mvret.indexes.codecs import CODECS, Codec
+from pyterrier_mvret.indexes.docnos import FIELDS, DocnoTable, hash_probe, hashes, lookup_arrays, ragged_rows
+from pyterrier_mvret.indexes.segments import DamagedIndexError, check_digest, open_array
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+# arrays with a row a token are read by parts; of the others, up to this size (8 million documents) all is checked
+_A_TOKEN = ("vectors", "scales", "token_ids", "token_offsets")
+_READ_WHOLE = 1 << 26
 
 
 class Segment:
     """One segment, memory-mapped."""
 
-    def __init__(self, folder: Path, entry: Mapping[str, Any], codec: Codec):
+    def __init__(self, folder: Path, entry: Mapping[str, Any], codec: Codec, rehash: bool = False):
         self.codec = codec
         self.arrays = {field: open_array(folder / f"{field}.npy", file) for field, file in entry["files"].items()}
         self.offsets: Ints = self.arrays["offsets"]
         rows = {name: len(self.arrays[name]) for name in codec.fields}
         if len(self.offsets) != entry["documents"] + 1 or set(rows.values()) != {entry["vectors"]}:
             raise DamagedIndexError(f"{folder} does not hold the documents and vectors that the manifest names")
-        self.docnos = DocnoTable({name: self.arrays[name] for name in FIELDS})
+        for field, file in entry["files"].items():  # a wrong bit here would be a wrong document: read what is small
+            if field not in _A_TOKEN and file["bytes"] <= _READ_WHOLE:
+                check_digest(folder / f"{field}.npy", file)
+        tables = {name: self.arrays[name] for name in FIELDS}
+        if rehash:
+            positions = np.arange(entry["documents"], dtype=np.int64)
+            tables |= lookup_arrays(hashes(DocnoTable(tables).names(positions)))
+        self.docnos = DocnoTable(tables)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -38,12 +49,25 @@ class Segment:
 class Store:
     """All segments of an index as one row of documents: position 0 is the first document of the first segment."""
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any], codec: Codec):
-        self.segments = [Segment(path / entry["name"], entry, codec) for entry in manifest["segments"]]
+    def __init__(self, path: Path, manifest: dict[str, Any]):
+        self.path, self.manifest = path, manifest
+        codec, rehash = CODECS[manifest["dtype"]], manifest["hash_probe"] != hash_probe()
+        self.segments = [Segment(path / entry["name"], entry, codec, rehash) for entry in manifest["segments"]]
         self.starts = np.concatenate([[0], np.cumsum([len(s) for s in self.segments])]).astype(np.int64)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    @property
+    def dim(self) -> int | None:
+        """Dimensions of the vectors; none as long as there are no documents."""
+        return self.manifest["dim"]
+
+    def check_space(self, space: str, what: str) -> None:
+        """Raises ValueError if vectors of a space (``name#digest``) cannot be compared with those stored."""
+        mine = (self.manifest["encoder"] or {}).get("space")
+        if mine is not None and digest_of(mine) != digest_of(space):
+            raise ValueError(f"{self.path} holds vectors of encoder {mine}, {what} vectors of {space}")
 
     def positions(self, docnos: Sequence[str]) -> Ints:
         """Positions of documents by name, -1 for unknown names."""
@@ -76,6 +100,22 @@ class Store:
             lengths[mine] = segment.offsets[local + 1] - segment.offsets[local]
         return lengths
 
+    def known(self, docnos: Sequence[Any]) -> Ints:
+        """Positions of documents by name.
+
+        Raises:
+            ValueError: documents that are not there, with the first names.
+        """
+        odd = next((name for name in docnos if not is_text(name)), None)
+        if odd is not None:
+            raise ValueError(f"a docno must be a string, got {odd!r}")
+        positions = self.positions(docnos)
+        unknown = np.flatnonzero(positions < 0)
+        if len(unknown):
+            some = ", ".join(repr(docnos[i]) for i in unknown[:3])
+            raise ValueError(f"{len(unknown)} of {len(docnos)} documents are not in {self.path}: {some}, ...")
+        return positions
+
     def gather(self, positions: Ints) -> tuple[Floats, Ints]:
         """Vectors of documents, packed in the order asked, and their offsets."""
         return self._gather(positions, lambda segment, rows: segment.decode(rows))
@@ -107,3 +147,8 @@ class Store:
                 offsets = np.asarray(segment.offsets[first : last + 1])
                 yield int(start) + first, segment.decode(slice(offsets[0], offsets[-1])), offsets - offsets[0]
                 first = last
+
+
+def digest_of(space: str | None) -> str | None:
+    """The part of ``name#digest`` that says whether vectors are comparable; names of copies may differ."""
+    return space.rpartition("#")[2] if space else None

@@ -31,7 +31,7 @@ class ColBERT(Configured):
         **settings: those of :class:`TokenEncoder`, where ``encoder`` is not one already.
 
     Raises:
-        ValueError: settings for an encoder that is already made; ``"l2"`` over vectors that are not of length one.
+        ValueError: settings for an encoder that is already made, or other than those it was saved with.
 
     >>> import pyterrier_mvret as mv
     >>> colbert = mv.ColBERT(mv.models.MINILM)
@@ -58,11 +58,17 @@ class ColBERT(Configured):
                 raise ValueError(f"{', '.join(settings)}: set on the TokenEncoder that was passed, not beside it")
         else:
             encoder = TokenEncoder(encoder, **settings)
-        if similarity == "l2" and encoder.normalize is False:
-            raise ValueError("similarity='l2' is computed for vectors of length one; this encoder has normalize=False")
         self.encoder = encoder
-        self.scoring = MaxSim(similarity, normalize)
         self.similarity, self.normalize, self.verbose = similarity, normalize, verbose
+        saved = _saved_settings(encoder.name)
+        if saved and (saved["similarity"], saved["normalize"]) != (similarity, normalize):
+            raise ValueError(f"{encoder.name} was saved with {saved}: open it with ColBERT.load")
+        self.scoring  # noqa: B018 (says at once what is out of range)
+
+    @property
+    def scoring(self) -> MaxSim:
+        """The rule that turns vectors into scores."""
+        return MaxSim(self.similarity, self.normalize)
 
     def query_encoder(self) -> QueryEncoder:
         """Q -> Q with ``query_embs``."""
@@ -104,8 +110,12 @@ class ColBERT(Configured):
         Raises:
             FileNotFoundError: the folder was not written by :meth:`save`.
         """
-        file = Path(path) / _SETTINGS
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: not a saved ColBERT; open a checkpoint with ColBERT(path)")
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved = _saved_settings(str(path))
+        if saved is None:
+            raise FileNotFoundError(f"{path} holds no {_SETTINGS}: open a checkpoint with ColBERT(path)")
         return cls(str(path), similarity=saved["similarity"], normalize=saved["normalize"], **settings)
+
+
+def _saved_settings(name: Any) -> dict[str, Any] | None:
+    file = Path(name) / _SETTINGS if isinstance(name, str) else None
+    return json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else None

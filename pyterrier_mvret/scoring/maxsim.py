@@ -6,6 +6,7 @@ Documents are *packed*: the token vectors of all of them one after the other, an
 No document is padded, so none can change another's score, and a best similarity below zero stays below zero.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,11 +16,12 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 
-#: Score of a document without any vector, as in sentence-transformers: below every real score, and finite.
+#: Score of a document without any vector, as in sentence-transformers: finite, and below all that unit vectors reach.
 EMPTY_DOCUMENT = np.float32(-1e9)
 
 # Similarities held at once (float32): small enough to stay in cache, large enough that BLAS runs at speed.
 _CHUNK_ELEMENTS = 1 << 19
+_ROWS_AT_LEAST = 64
 
 
 def maxsim_packed(
@@ -38,7 +40,8 @@ def maxsim_packed(
         (documents,) float32 scores; :data:`EMPTY_DOCUMENT` for a document without vectors.
 
     Raises:
-        ValueError: shapes that do not fit, or offsets that leave ``vectors`` or decrease.
+        ValueError: shapes that do not fit, offsets that leave ``vectors`` or decrease, or a score that is not finite
+            (NaN in the vectors, or products beyond float32).
 
     >>> query = np.array([[1.0, 0.0], [0.0, 1.0]])
     >>> documents = np.array([[0.8, 0.6], [0.96, 0.28], [0.28, 0.96], [-0.6, 0.8]])
@@ -84,26 +87,49 @@ def maxsim_matrix(
     _check_rows(vectors, "vectors")
     if queries.shape[1] != vectors.shape[1]:
         raise ValueError(f"queries have {queries.shape[1]} dimensions, document vectors {vectors.shape[1]}")
-    if weights is not None and np.shape(weights) != (len(queries),):
-        raise ValueError(f"weights must have one number a query token, {len(queries)}, got shape {np.shape(weights)}")
-
+    if weights is not None:
+        weights = _checked_weights(weights, len(queries))
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     scores = np.full((len(query_offsets) - 1, len(offsets) - 1), EMPTY_DOCUMENT, dtype=np.float32)
     filled = np.flatnonzero(np.diff(offsets))  # reduceat cannot express an empty segment
+    most = max(1, chunk_elements // _ROWS_AT_LEAST)
+    first = 0
+    while first < len(scores):  # so many queries that a block of documents still has some rows
+        last = max(first + 1, int(np.searchsorted(query_offsets, query_offsets[first] + most, side="right")) - 1)
+        tokens = slice(query_offsets[first], query_offsets[last])
+        of_each = query_offsets[first : last + 1] - query_offsets[first]
+        mine = None if weights is None else weights[tokens, None]
+        for documents, best in _best_similarities(queries[tokens], vectors, offsets, filled, chunk_elements):
+            scores[first:last, documents] = _segment_sum(best if mine is None else best * mine, of_each)
+        first = last
+    if not np.isfinite(scores).all():
+        raise ValueError("a score is not finite: the vectors hold NaN, or products beyond float32")
+    return scores
+
+
+def _best_similarities(
+    queries: Floats, vectors: Array, offsets: npt.NDArray[np.int64], filled: npt.NDArray[np.intp], chunk_elements: int
+) -> Iterator[tuple[npt.NDArray[np.intp], Floats]]:
+    """Blocks of documents (those in ``filled``) with each query token's best similarity: (query tokens, documents)."""
     starts, ends = offsets[filled], offsets[filled + 1]
     rows = max(1, chunk_elements // max(1, len(queries)))
-    first = 0
+    first, row, carry = 0, 0, None
     while first < len(filled):
-        # as many whole documents as fit the chunk, at least one
-        last = max(first + 1, int(np.searchsorted(ends, starts[first] + rows, side="right")))
-        block = vectors[starts[first] : ends[last - 1]].astype(np.float32, copy=False)
+        # whole documents if at least one fits, else a part of one, whose maximum is carried on
+        last = int(np.searchsorted(ends, row + rows, side="right"))
+        end = int(ends[last - 1]) if last > first else row + rows
+        open_ = last == first
+        last = max(last, first + 1)
+        block = vectors[row:end].astype(np.float32, copy=False)
         similarities = queries @ block.T  # query tokens lie in rows: maxima run over contiguous memory
-        best = np.maximum.reduceat(similarities, starts[first:last] - starts[first], axis=1)
-        if weights is not None:
-            best *= np.asarray(weights, dtype=np.float32)[:, None]
-        scores[:, filled[first:last]] = _segment_sum(best, query_offsets)
-        first = last
-    return scores
+        best = np.maximum.reduceat(similarities, np.maximum(starts[first:last], row) - row, axis=1)
+        if carry is not None:
+            best[:, 0] = np.maximum(best[:, 0], carry)
+        carry = best[:, 0] if open_ else None
+        if not open_:
+            yield filled[first:last], best
+            first = last
+        row = end
 
 
 def maxsim_pairs(
@@ -122,6 +148,8 @@ def maxsim_pairs(
     query_offsets = _checked_offsets(query_offsets, len(queries), "query_offsets")
     if len(offsets) != len(query_offsets):
         raise ValueError(f"{len(query_offsets) - 1} queries cannot be paired with {len(offsets) - 1} documents")
+    if weights is not None:
+        weights = _checked_weights(weights, len(queries))
     scores = np.empty(len(offsets) - 1, dtype=np.float32)
     for i in range(len(scores)):
         mine = slice(query_offsets[i], query_offsets[i + 1])
@@ -154,7 +182,7 @@ class MaxSim:
         if self.similarity not in ("cosine", "l2"):
             raise ValueError(f"similarity must be 'cosine' or 'l2', got {self.similarity!r}")
         if self.normalize not in (None, "query"):
-            raise ValueError(f"normalize must be None or 'query', got {self.normalize!r}")
+            raise ValueError(f"normalize must be None or 'query' (divide scores), got {self.normalize!r}")
 
     def scores(self, query: Array, vectors: Array, offsets: Array, weights: Array | None = None) -> Floats:
         """Scores of one query with packed documents; arguments and result as :func:`maxsim_packed`."""
@@ -165,18 +193,39 @@ class MaxSim:
         self, queries: Array, query_offsets: Array, vectors: Array, offsets: Array, weights: Array | None = None
     ) -> Floats:
         """Scores of all packed queries with all packed documents; as :func:`maxsim_matrix`."""
-        sums = maxsim_matrix(queries, query_offsets, vectors, offsets, weights)
-        if self == MaxSim():
-            return sums
-        empty = np.diff(offsets) == 0
-        lengths: Floats = np.diff(query_offsets).astype(np.float32)
+        queries, vectors = np.asarray(queries), np.asarray(vectors)
         if self.similarity == "l2":
-            mass = lengths if weights is None else _segment_sum(np.asarray(weights, np.float32)[:, None], query_offsets)
-            sums = 2 * (sums - mass.reshape(-1, 1))
+            # -||q - d||^2 = 2 (<q, d> - ||d||^2 / 2) - ||q||^2: one more dimension makes it an inner product
+            _check_rows(queries, "queries")
+            _check_rows(vectors, "vectors")
+            norms = _squared_norms(queries)
+            queries = np.column_stack([queries, np.full(len(queries), -0.5, np.float32)])
+            vectors = np.column_stack([vectors, _squared_norms(vectors)])
+        sums = maxsim_matrix(queries, query_offsets, vectors, offsets, weights)
+        if self.similarity == "l2":
+            mass = norms if weights is None else norms * np.asarray(weights, np.float32)
+            sums = 2 * sums - _segment_sum(mass[:, None], np.asarray(query_offsets, np.int64))
         if self.normalize == "query":
+            lengths: Floats = np.diff(query_offsets).astype(np.float32)
             sums /= np.maximum(lengths, 1)[:, None]
-        sums[:, empty] = EMPTY_DOCUMENT
+        sums[:, np.diff(offsets) == 0] = EMPTY_DOCUMENT
         return sums
+
+    def alignment(self, query: Array, document: Array) -> tuple[npt.NDArray[np.intp], Floats, Floats]:
+        """For each query token the document token it takes, their inner product, and what it adds to the score."""
+        products = np.asarray(query, np.float32) @ np.asarray(document, np.float32).T
+        values = products
+        if self.similarity == "l2":
+            values = 2 * products - _squared_norms(document) - _squared_norms(query)[:, None]
+        best = values.argmax(axis=1)
+        rows = np.arange(len(best))
+        share = len(query) if self.normalize == "query" else 1
+        return best, products[rows, best], values[rows, best] / np.float32(share)
+
+
+def _squared_norms(rows: Array) -> Floats:
+    rows = np.asarray(rows, dtype=np.float32)
+    return np.einsum("ij,ij->i", rows, rows)
 
 
 def _segment_sum(rows: Floats, offsets: npt.NDArray[np.int64]) -> Floats:
@@ -193,6 +242,13 @@ def _segment_sum(rows: Floats, offsets: npt.NDArray[np.int64]) -> Floats:
 def _check_rows(array: Array, name: str) -> None:
     if array.ndim != 2:
         raise ValueError(f"{name} must be a (tokens, dim) array, got shape {array.shape}")
+
+
+def _checked_weights(weights: Array, tokens: int) -> Floats:
+    weights = np.asarray(weights, dtype=np.float32)
+    if weights.shape != (tokens,):
+        raise ValueError(f"weights must have one number a query token, {tokens}, got shape {weights.shape}")
+    return weights
 
 
 def _checked_offsets(offsets: Array, rows: int, name: str) -> npt.NDArray[np.int64]:

@@ -3,6 +3,7 @@ import string
 
 import numpy as np
 import pytest
+import torch
 
 import pyterrier_mvret as mv
 
@@ -135,9 +136,16 @@ def test_a_model_in_memory(tiny):
     from sentence_transformers import MultiVectorEncoder
 
     model = MultiVectorEncoder(str(tiny), device="cpu")
-    encoder = mv.TokenEncoder(model, device="cpu")
+    encoder = mv.TokenEncoder(model)
     assert encoder.encode_docs(["a cat"]).vectors.shape[1] == 8
-    assert encoder == mv.TokenEncoder(model, device="cpu")
+    assert encoder == mv.TokenEncoder(model)
+    assert encoder.model is model
+    with pytest.raises(ValueError, match="query_length, token_pooling: a model in memory is used as it is"):
+        mv.TokenEncoder(model, query_length=6, token_pooling=2)
+    before = encoder.space
+    with torch.no_grad():
+        next(model.parameters()).add_(0.5)  # as training does
+    assert encoder.space != before
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_best_first_and_as_many_as_asked(path):
             query = topics().set_index("qid")["query_embs"][qid]
             assert group["docno"].tolist() == [d for d, _ in brute_force(docs, query)[:k]]
             assert group["rank"].tolist() == list(range(min(k, 45)))
-    with pytest.raises(ValueError, match="num_results must be at least 1"):
+    with pytest.raises(ValueError, match="num_results must be an integer of at least 1"):
         index.retriever(num_results=0)
 
 
@@ -170,9 +170,9 @@ def test_unknown_docno_is_named(path):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"docno": 7, "doc_embs": np.ones((1, DIM))}, "docno must be a non-empty string, got 7"),
+        ({"docno": 7, "doc_embs": np.ones((1, DIM))}, "docno must be a non-empty string of valid Unicode, got 7"),
         ({"docno": "", "doc_embs": np.ones((1, DIM))}, "docno must be a non-empty string"),
-        ({"doc_embs": np.ones((1, DIM))}, "docno must be a non-empty string, got None"),
+        ({"doc_embs": np.ones((1, DIM))}, "docno must be a non-empty string of valid Unicode, got None"),
         ({"docno": "x"}, "document 'x' has no doc_embs"),
         ({"docno": "x", "doc_embs": np.full((1, DIM), np.inf)}, "document 'x'.*NaN or infinite"),
         ({"docno": "x", "doc_embs": np.ones(DIM)}, "document 'x'.*expected a .tokens, dim. array"),
@@ -249,12 +249,14 @@ def test_a_reader_keeps_what_it_opened_while_the_index_is_replaced(path):
     assert len(mv.MultiVecIndex(path)) == 3
 
 
-def test_a_reader_that_read_the_manifest_just_before_a_replacement(path):
+def test_a_reader_that_read_the_manifest_just_before_a_replacement(path, monkeypatch):
     build(path)
-    reader = mv.MultiVecIndex(path)
-    assert reader.manifest["segments"]
+    reader, read = mv.MultiVecIndex(path), mv.MultiVecIndex._manifest_on_disk
+    old = [read(reader)]
     mv.MultiVecIndex(path).index(documents(3, prefix="new"), mode="overwrite")
+    monkeypatch.setattr(mv.MultiVecIndex, "_manifest_on_disk", lambda self: old.pop() if old else read(self))
     assert len(reader) == 3
+    assert not old
 
 
 def test_no_document_one_document_two_documents(path, tmp_path):
@@ -444,7 +446,7 @@ def test_ids_and_offsets_are_kept_on_request(path):
         np.testing.assert_array_equal(row.doc_tok_offsets, original["doc_tok_offsets"])
         assert row.doc_tok_ids.dtype == np.int32
     assert index.index_inputs() == [["docno", "doc_embs", "doc_tok_ids", "doc_tok_offsets"]]
-    with pytest.raises(ValueError, match="document 'x0' has no doc_tok_ids for its . vectors"):
+    with pytest.raises(ValueError, match="document 'x0' has no doc_tok_ids"):
         index.index(documents(2, prefix="x"), mode="append")
 
 

@@ -89,7 +89,7 @@ def test_missing_queries_and_texts(colbert):
     assert all(len(v) == 12 for v in colbert.query_encoder()(hole)["query_embs"])
     with pytest.raises(ValueError, match="'query' has no value in any row of query '1'"):
         colbert.query_encoder()(hole.assign(query=None))
-    with pytest.raises(ValueError, match="query '1' must be a string, got"):
+    with pytest.raises(ValueError, match="query '1' must be a string of valid Unicode, got"):
         colbert.query_encoder()(pd.DataFrame({"qid": ["1"], "query": [3]}))
     with pytest.raises(ValueError, match="docno 'd2' with"):
         colbert.text_scorer()(union.assign(text=["a", None, "b", "c"]))
@@ -118,11 +118,11 @@ def test_an_index_of_another_encoder_is_refused(colbert, tiny, tmp_path):
             (other.query_encoder() >> stage)(frame)
     with pytest.raises(ValueError, match="the model vectors of"):
         (colbert.query_encoder() >> index.scorer(other))(candidates())
-    with pytest.raises(ValueError, match=f"built with encoder space=.*; these documents have .*{theirs[-12:]}"):
+    with pytest.raises(ValueError, match=f"built with encoder {mine}; these documents come from {theirs}"):
         (other.doc_encoder() >> index.indexer("append")).index([{"docno": "n", "text": "a"}])
     longer = mv.ColBERT(tiny, doc_length=10, device="cpu")
     (longer.query_encoder() >> index.retriever())(QUERIES)  # the same space: queries may come from it...
-    with pytest.raises(ValueError, match="built with encoder document="):  # ...documents made otherwise may not
+    with pytest.raises(ValueError, match="built with document="):  # ...documents made otherwise may not
         (longer.doc_encoder() >> index.indexer("append")).index([{"docno": "n", "text": "a"}])
     with pytest.raises(ValueError, match="another encoder than the documents before"):
         mixed = [*colbert.doc_encoder()(corpus()), *longer.doc_encoder()([{"docno": "n", "text": "a"}])]
@@ -192,7 +192,7 @@ def test_save_and_load(tiny_encoder, tmp_path):
     np.testing.assert_allclose(
         again.text_scorer()(candidates())["score"], colbert.text_scorer()(candidates())["score"], atol=1e-5
     )
-    with pytest.raises(FileNotFoundError, match="not a saved ColBERT"):
+    with pytest.raises(FileNotFoundError, match="holds no pyterrier_mvret.json"):
         mv.ColBERT.load(tiny_encoder.name)
 
 
@@ -201,8 +201,6 @@ def test_arguments(tiny, tiny_encoder):
     assert mv.ColBERT(tiny) != mv.ColBERT(tiny, similarity="l2")
     with pytest.raises(ValueError, match="doc_length: set on the TokenEncoder"):
         mv.ColBERT(tiny_encoder, doc_length=9)
-    with pytest.raises(ValueError, match="'l2' is computed for vectors of length one"):
-        mv.ColBERT(mv.TokenEncoder(tiny, normalize=False), similarity="l2")
     with pytest.raises(ValueError, match="similarity must be"):
         mv.ColBERT(tiny, similarity="dot")
 
