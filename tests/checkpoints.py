@@ -91,6 +91,23 @@ def stanford_beside_modules(folder: Path) -> Path:
     stanford(folder, architecture="BertModel")
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
     (folder / "modules.json").write_text(json.dumps(modules))
+    edit(folder / "config_sentence_transformers.json", prompts={"query": "query: "})
+    edit(folder / "sentence_bert_config.json", max_seq_length=7, do_lower_case=False)
+    return folder
+
+
+def stanford_and_pylate(folder: Path, sentence_config: bool = False) -> Path:
+    """answerai-colbert-small-v1: Stanford's files at the root, and modules.json with a Transformer and a Dense."""
+    backbone(folder / "0_Transformer")
+    stanford(folder)
+    modules = [
+        {"idx": 0, "name": "0", "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Dense", "type": "pylate.models.Dense"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    dense(folder / "1_Dense", projection())
+    if sentence_config:
+        edit(folder / "config_sentence_transformers.json", query_prefix="[unused0] ", document_prefix="[unused1] ")
     return folder
 
 

@@ -121,3 +121,10 @@ def test_names_and_settings_of_limit():
     with pytest.raises(ValueError, match="things to like"):
         Limit(docs=50000, queries=9000)
     assert {"mvret:mini", "mvret:limit"} <= set(pt.list_datasets()["dataset"])
+
+
+def test_settings_that_limit_cannot_have():
+    with pytest.raises(ValueError, match="likings must be at least 2"):
+        Limit(likings=1)
+    with pytest.raises(ValueError, match="one set of qrels"):
+        Limit(60, 20, 10).get_qrels("bogus")

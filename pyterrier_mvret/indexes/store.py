@@ -106,9 +106,9 @@ class Store:
         Raises:
             ValueError: documents that are not there, with the first names.
         """
-        odd = next((name for name in docnos if not is_text(name)), None)
-        if odd is not None:
-            raise ValueError(f"a docno must be a string, got {odd!r}")
+        odd = [name for name in docnos if not is_text(name)][:1]
+        if odd:
+            raise ValueError(f"a docno must be a string, got {odd[0]!r}")
         positions = self.positions(docnos)
         unknown = np.flatnonzero(positions < 0)
         if len(unknown):

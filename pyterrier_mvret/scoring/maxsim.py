@@ -121,7 +121,8 @@ def _best_similarities(
         open_ = last == first
         last = max(last, first + 1)
         block = vectors[row:end].astype(np.float32, copy=False)
-        similarities = queries @ block.T  # query tokens lie in rows: maxima run over contiguous memory
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the scores
+            similarities = queries @ block.T  # query tokens lie in rows: maxima run over contiguous memory
         best = np.maximum.reduceat(similarities, np.maximum(starts[first:last], row) - row, axis=1)
         if carry is not None:
             best[:, 0] = np.maximum(best[:, 0], carry)

@@ -33,6 +33,12 @@ LAYOUTS = {
     "stanford": (make.stanford, [linear], True),
     "stanford, architecture not named": (lambda f: make.stanford(f, architecture="BertModel"), [linear], True),
     "stanford beside a modules.json": (make.stanford_beside_modules, [linear], True),
+    "stanford beside Transformer and Dense": (make.stanford_and_pylate, [linear], True),
+    "the same with a sentence-transformers config": (
+        lambda f: make.stanford_and_pylate(f, sentence_config=True),
+        [linear],
+        True,
+    ),
     "pylate": (make.pylate, [linear], True),
     "pylate, no model type": (lambda f: make.pylate(f, model_type=None), [linear], True),
     "pylate, Dense by its package": (lambda f: make.pylate(f, dense_type="pylate.models.Dense"), [linear], True),
@@ -175,3 +181,132 @@ def test_view_of_a_repaired_checkpoint_leaves_the_folder_alone(tmp_path):
     mv.TokenEncoder(folder, device="cpu").model  # noqa: B018
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert json.loads(before["config.json"])["architectures"] == ["BertModel"]
+
+
+def test_a_pylate_checkpoint_that_calls_its_backbone_colbert(tmp_path):
+    folder = make.pylate(tmp_path / "model", model_type=None)
+    plain = mv.TokenEncoder(folder, device="cpu").encode_docs(["a cat!"]).vectors
+    make.edit(folder / "config.json", architectures=["HF_ColBERT"])  # and no Stanford files
+    np.testing.assert_allclose(mv.TokenEncoder(folder, device="cpu").encode_docs(["a cat!"]).vectors, plain, atol=1e-6)
+
+
+def test_what_would_load_and_rank_noise_is_refused(tmp_path):
+    unknown = make.stanford(tmp_path / "marker", metadata={"query_token_id": "[nosuch]"})
+    with pytest.raises(ValueError, match=r"the query marker '\[nosuch\]' is not in the vocabulary"):
+        mv.TokenEncoder(unknown, device="cpu").model  # noqa: B018
+    text = make.pylate(tmp_path / "text")
+    make.edit(text / "config_sentence_transformers.json", document_prefix="[D] ")
+    with pytest.raises(ValueError, match=r"the document marker '\[D\]' is not in the vocabulary"):
+        mv.TokenEncoder(text, device="cpu").model  # noqa: B018
+    headless = make.sentence_encoder(tmp_path / "headless")
+    modules = json.loads((headless / "modules.json").read_text())
+    (headless / "modules.json").write_text(json.dumps(modules[:1]))
+    make.edit(headless / "config_sentence_transformers.json", model_type="ColBERT")
+    with pytest.raises(ValueError, match="not a multi-vector checkpoint: it calls itself ColBERT"):
+        mv.TokenEncoder(headless, device="cpu").model  # noqa: B018
+
+
+def test_damaged_checkpoints_are_named(tmp_path):
+    short = make.stanford(tmp_path / "short")
+    weights = short / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:50])
+    with pytest.raises(ValueError, match=f"the checkpoint {short} cannot be read"):
+        mv.TokenEncoder(short, device="cpu").model  # noqa: B018
+    metadata = make.stanford(tmp_path / "metadata")
+    (metadata / "artifact.metadata").write_text("{")
+    with pytest.raises(ValueError, match=f"the checkpoint {metadata} cannot be read"):
+        mv.TokenEncoder(metadata, device="cpu").model  # noqa: B018
+    nan = make.stanford(tmp_path / "nan")
+    from safetensors.torch import load_file, save_file
+
+    broken = load_file(nan / "model.safetensors")
+    broken["linear.weight"][:] = float("nan")
+    save_file(broken, nan / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="a probe came out"):
+        mv.TokenEncoder(nan, device="cpu").model  # noqa: B018
+    modules = make.pylate(tmp_path / "modules")
+    (modules / "modules.json").write_text('{"a": 1}')
+    with pytest.raises(ValueError, match=r"modules\.json is not a list"):
+        mv.TokenEncoder(modules, device="cpu").model  # noqa: B018
+    for dim in (0, -3):
+        with pytest.raises(ValueError, match="init_projection must be a number of dimensions"):
+            mv.TokenEncoder(make.sentence_encoder(tmp_path / f"s{dim}"), init_projection=dim).model  # noqa: B018
+
+
+def test_lengths_and_prompts_that_a_checkpoint_does_not_state(tmp_path):
+    folder = make.pylate(tmp_path / "pylate")
+    config = folder / "config_sentence_transformers.json"
+    stated = json.loads(config.read_text())
+    config.write_text(json.dumps({k: v for k, v in stated.items() if not k.endswith("_length")}))
+    make.edit(folder / "config.json", max_position_embeddings=512)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    key = "embeddings.position_embeddings.weight"
+    weights[key] = torch.zeros(512, make.HIDDEN)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    described = mv.TokenEncoder(folder, device="cpu").describe()
+    assert described["document"]["length"] == 180
+    assert described["query_expansion"] == {"strategy": "fixed", "attend": False, "token": None, "length": 32}
+    batch = mv.TokenEncoder(folder, device="cpu").encode_queries(["who sat"])
+    assert batch.vectors.shape == (32, make.DIM)
+    sentence = make.sentence_encoder(tmp_path / "sentence")
+    make.edit(sentence / "config_sentence_transformers.json", prompts={"query": "who ", "passage": "it "})
+    encoder = mv.TokenEncoder(sentence, device="cpu")
+    assert encoder.tokens(encoder.encode_queries(["cat"]).token_ids) == ["[CLS]", "who", "cat", "[SEP]"]
+    assert encoder.tokens(encoder.encode_docs(["cat"]).token_ids) == ["[CLS]", "it", "cat", "[SEP]"]
+    expanded = mv.TokenEncoder(sentence, query_expansion=True, query_prefix="", device="cpu")
+    assert expanded.encode_queries(["cat"]).vectors.shape[0] == 32
+
+
+def test_scaling_the_last_projection_changes_nothing_after_normalisation(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = make.stanford(tmp_path / "model")
+    before = mv.TokenEncoder(folder, device="cpu").encode_docs(DOCS).vectors
+    weights = load_file(folder / "model.safetensors")
+    weights["linear.weight"] *= 7
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    np.testing.assert_allclose(mv.TokenEncoder(folder, device="cpu").encode_docs(DOCS).vectors, before, atol=1e-6)
+
+
+def test_names_on_the_hub_are_fetched_as_asked(tmp_path, monkeypatch):
+    folder, asked = make.stanford(tmp_path / "snapshot"), []
+
+    def snapshot(name, **settings):
+        asked.append((name, settings))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    encoder = mv.TokenEncoder("org/model", revision="abc", cache_folder="/somewhere", device="cpu")
+    assert encoder.dim == make.DIM
+    ((name, settings),) = asked
+    assert name == "org/model"
+    assert (settings["revision"], settings["cache_dir"]) == ("abc", "/somewhere")
+    assert not any(p.endswith((".py", ".bin")) for p in settings["allow_patterns"])  # no code, no pickles
+    assert encoder.describe()["revision"] == "abc"
+    mv.TokenEncoder("org/model", trust_remote_code=True, device="cpu").model  # noqa: B018
+    assert "*.py" in asked[-1][1]["allow_patterns"]
+    make.stanford(tmp_path / "pickled", pickled=True)
+    folder = tmp_path / "pickled"
+    mv.TokenEncoder("org/old", device="cpu").model  # noqa: B018
+    assert "*.bin" in asked[-1][1]["allow_patterns"]  # only where there is nothing better
+    with pytest.raises(ValueError, match="revision='abc' is for names on the model hub"):
+        mv.TokenEncoder(folder, revision="abc").model  # noqa: B018
+
+
+def test_code_of_a_checkpoint_runs_only_on_request(tmp_path, monkeypatch):
+    seen = []
+    import sentence_transformers
+
+    real = sentence_transformers.MultiVectorEncoder
+
+    def spy(*arguments, **settings):
+        seen.append(settings.get("trust_remote_code"))
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(sentence_transformers, "MultiVectorEncoder", spy)
+    folder = make.stanford(tmp_path / "model")
+    mv.TokenEncoder(folder, device="cpu").model  # noqa: B018
+    mv.TokenEncoder(folder, device="cpu", trust_remote_code=True).model  # noqa: B018
+    assert seen == [False, True]

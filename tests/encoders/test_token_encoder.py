@@ -182,3 +182,73 @@ def test_token_states_equal_the_librarys_own(minilm):
         expected = states.cpu().numpy()
         expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
         np.testing.assert_allclose(minilm.encode_docs(texts)[i], expected, atol=1e-5)
+
+
+def test_settings_about_queries(tiny):
+    base = {"device": "cpu"}
+    query = ["who sat"]
+    off = mv.TokenEncoder(tiny, **base).encode_queries(query).vectors
+    on = mv.TokenEncoder(tiny, attend=True, **base).encode_queries(query).vectors
+    assert np.abs(off[:5] - on[:5]).max() > 1e-3
+    plain = mv.TokenEncoder(tiny, query_expansion=False, **base)
+    assert len(plain.encode_queries(["cat " * 40]).vectors) == 12  # the length stays the checkpoint's
+    shorter = mv.TokenEncoder(tiny, query_expansion=False, query_length=6, **base)
+    assert len(shorter.encode_queries(["cat " * 40]).vectors) == 6
+    with pytest.raises(ValueError, match="attend=True is about query expansion"):
+        mv.TokenEncoder(tiny, query_expansion=False, attend=True, **base).model  # noqa: B018
+    for settings in ({"doc_length": 65}, {"query_length": 65}, {"query_length": 65, "query_expansion": False}):
+        with pytest.raises(ValueError, match="=65: the model has 64 positions"):
+            mv.TokenEncoder(tiny, **settings, **base).model  # noqa: B018
+
+
+def test_misread_arguments_are_refused(tiny_encoder):
+    with pytest.raises(ValueError, match="skiplist must be a list of words or 'punctuation', got 'the'"):
+        mv.TokenEncoder("x", skiplist="the")
+    with pytest.raises(ValueError, match="expected a list of texts, got one string"):
+        tiny_encoder.encode_docs("a cat")
+
+
+def test_a_marker_known_to_the_vocabulary_is_one_token(tmp_path):
+    from tests import checkpoints
+
+    folder = checkpoints.sentence_encoder(tmp_path / "plain")
+    encoder = mv.TokenEncoder(folder, query_prefix="[unused0] ", doc_prefix="[unused1] ", device="cpu")
+    assert encoder.tokens(encoder.encode_queries(["cat"]).token_ids) == ["[CLS]", "[unused0]", "cat", "[SEP]"]
+    assert encoder.tokens(encoder.encode_docs(["cat"]).token_ids) == ["[CLS]", "[unused1]", "cat", "[SEP]"]
+
+
+def test_normalisation_on_request(tiny, tmp_path):
+    raw = mv.TokenEncoder(tiny, normalize=False, device="cpu")
+    raw.save(tmp_path / "raw")
+    saved = mv.TokenEncoder(tmp_path / "raw", device="cpu")
+    assert np.abs(np.linalg.norm(saved.encode_docs(["a cat"]).vectors, axis=1) - 1).max() > 0.01
+    unit = mv.TokenEncoder(tmp_path / "raw", normalize=True, device="cpu")
+    np.testing.assert_allclose(np.linalg.norm(unit.encode_docs(["a cat"]).vectors, axis=1), 1, atol=1e-5)
+
+
+def test_the_model_is_in_inference_mode_and_texts_of_like_length_go_together(tiny):
+    batches = []
+
+    class Spy(mv.TokenEncoder):
+        def _forward(self, texts, task):
+            batches.append([len(t) for t in texts])
+            return super()._forward(texts, task)
+
+    encoder = Spy(tiny, batch_size=2, device="cpu")
+    encoder.encode_docs(["a", "a cat sat on the mat", "dog", "a cat sat on the mat and", "a dog"])
+    assert batches == [[24, 20], [5, 3], [1]]
+    assert not encoder.model.training
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_not_saved(tiny, tiny_encoder, tmp_path, dtype):
+    half = mv.TokenEncoder(tiny, dtype=dtype, device="cpu")
+    half.save(tmp_path / "saved")
+    assert mv.TokenEncoder(tmp_path / "saved").space.partition("#")[2] == tiny_encoder.space.partition("#")[2]
+
+
+def test_a_setting_changed_after_use_is_in_force(tiny):
+    encoder = mv.TokenEncoder(tiny, device="cpu")
+    assert len(encoder.encode_queries(["cat"]).vectors) == 12
+    encoder.query_length = 8
+    assert len(encoder.encode_queries(["cat"]).vectors) == 8

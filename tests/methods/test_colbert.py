@@ -224,3 +224,101 @@ def test_pooled_encoder_through_the_index(tiny, tmp_path):
     np.testing.assert_allclose(stored["score"], fly["score"], atol=1e-5)
     pairs = colbert.explain("a cat", TEXTS["d1"])
     assert pairs["doc_token"].str.startswith("#").all()
+
+
+def test_l2_is_the_distance_also_of_vectors_of_any_length(tiny, tmp_path):
+    encoder = mv.TokenEncoder(tiny, normalize=False, device="cpu")
+    colbert = mv.ColBERT(encoder, similarity="l2")
+    index = mv.MultiVecIndex(tmp_path / "x.mv", dtype="float32")
+    (colbert.doc_encoder() >> index).index(corpus())
+    stored = (colbert.query_encoder() >> index.scorer())(candidates())
+    for row, fly in zip(stored.itertuples(), colbert.text_scorer()(candidates())["score"]):
+        d = encoder.encode_docs([row.text])[0].astype(np.float64)
+        expected = sum(max(-((q - v) ** 2).sum() for v in d) for q in row.query_embs.astype(np.float64))
+        assert row.score == pytest.approx(expected, rel=1e-4)
+        assert fly == pytest.approx(expected, rel=1e-4)
+        assert colbert.explain(row.query, row.text)["contribution"].sum() == pytest.approx(expected, rel=1e-4)
+
+
+def test_append_of_documents_that_another_rule_scores(tiny_encoder, tmp_path):
+    index = mv.MultiVecIndex(tmp_path / "x.mv")
+    (mv.ColBERT(tiny_encoder).doc_encoder() >> index).index(corpus())
+    l2 = mv.ColBERT(tiny_encoder, similarity="l2")
+    with pytest.raises(ValueError, match="was built with scoring=.*cosine.*; these have .*l2"):
+        (l2.doc_encoder() >> index.indexer("append")).index([{"docno": "n", "text": "a"}])
+
+
+def test_settings_changed_later_are_in_force(tiny_encoder):
+    colbert = mv.ColBERT(tiny_encoder)
+    colbert.similarity = "l2"
+    assert colbert == mv.ColBERT(tiny_encoder, similarity="l2")
+    assert (colbert.text_scorer()(candidates())["score"] < 0).all()
+
+
+def test_a_saved_model_is_not_opened_as_another(tiny_encoder, tmp_path):
+    mv.ColBERT(tiny_encoder, similarity="l2").save(tmp_path / "saved")
+    with pytest.raises(ValueError, match="was saved with .*l2.*: open it with ColBERT.load"):
+        mv.ColBERT(tmp_path / "saved")
+    assert mv.ColBERT(tmp_path / "saved", similarity="l2").similarity == "l2"
+
+
+def test_query_weights_count_in_text_scoring_too(colbert, tmp_path):
+    index = mv.MultiVecIndex(tmp_path / "x.mv", dtype="float32")
+    (colbert.doc_encoder() >> index).index(corpus())
+    weights = np.linspace(0, 2, 12)
+    weighted = candidates().assign(query_weights=[weights] * len(candidates()))
+    fly = colbert.text_scorer()(weighted)
+    # a fresh encoding drops weights of earlier vectors, so they are put on after it
+    stored = index.scorer()(colbert.query_encoder()(candidates()).assign(query_weights=weighted["query_weights"]))
+    np.testing.assert_allclose(fly["score"], stored["score"], atol=1e-5)
+    assert np.abs(fly["score"] - colbert.text_scorer()(candidates())["score"]).max() > 0.01
+    ones = candidates().assign(query_weights=[np.ones(12)] * len(candidates()))
+    pd.testing.assert_series_equal(colbert.text_scorer()(ones)["score"], colbert.text_scorer()(candidates())["score"])
+    assert "query_weights" not in colbert.query_encoder()(weighted).columns
+    with pytest.raises(ValueError, match="query_weights of query '1' must be 12 finite numbers"):
+        colbert.text_scorer()(candidates().assign(query_weights=[np.ones(3)] * len(candidates())))
+
+
+def test_columns_of_earlier_vectors_do_not_stay_beside_new_ones(colbert, tiny):
+    pooled = mv.ColBERT(tiny, token_pooling=2, device="cpu")
+    out = (colbert.doc_encoder() >> pooled.doc_encoder())(pd.DataFrame(corpus()))
+    assert "doc_tok_ids" not in out.columns
+    assert "doc_tok_offsets" not in out.columns
+    empty = pooled.doc_encoder()(pd.DataFrame(corpus()).iloc[:0])
+    assert list(empty.columns) == list(pooled.doc_encoder()(pd.DataFrame(corpus())).columns)
+
+
+def test_a_cutoff_does_not_lose_the_row_that_has_the_query(colbert):
+    union = pd.DataFrame(
+        {"qid": "1", "query": ["a cat", None], "docno": ["a", "b"], "score": [1.0, 5.0], "rank": [1, 0]}
+    )
+    pipeline = colbert.query_encoder() % 1
+    for out in (pipeline(union), pipeline.compile()(union)):
+        assert out["docno"].tolist() == ["b"]
+        assert out["query_embs"].iloc[0].shape == (12, 8)
+
+
+def test_equal_queries_share_their_vectors_safely(colbert):
+    out = colbert.query_encoder()(pd.DataFrame({"qid": ["1", "2"], "query": ["a cat", "a cat"]}))
+    with pytest.raises(ValueError, match="read-only"):
+        out["query_embs"].iloc[0][:] = 0
+
+
+def test_texts_that_are_no_text_are_named(colbert):
+    with pytest.raises(ValueError, match="docno 'd' with"):
+        colbert.doc_encoder()(pd.DataFrame({"docno": ["d"], "text": pd.Series(["\ud83d"], dtype=object)}))
+
+
+def test_texts_are_encoded_in_blocks_of_bounded_size(tiny, monkeypatch):
+    from pyterrier_mvret.encoders import stages
+
+    sizes = []
+
+    class Spy(mv.TokenEncoder):
+        def encode_docs(self, texts, verbose=None):
+            sizes.append(len(texts))
+            return super().encode_docs(texts, verbose)
+
+    monkeypatch.setattr(stages, "_TEXTS_A_BLOCK", 4)
+    mv.ColBERT(Spy(tiny, device="cpu")).text_scorer()(candidates())
+    assert sizes == [4, 4]

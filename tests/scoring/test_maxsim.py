@@ -188,3 +188,57 @@ def test_extra_memory_is_bounded_by_the_chunk():
     tracemalloc.stop()
     # all similarities at once would be 25.6 MB; offsets and scores of 20,000 documents take under 2 MB
     assert peak < 4e6
+
+
+def test_one_very_long_document_and_very_many_queries_stay_bounded():
+    chunk = 1 << 16
+    long = np.ones((200_000, 4), np.float32)
+    many, lengths = np.ones((40_000, 4), np.float32), np.arange(0, 40_001, 20)
+    cases = [
+        (np.ones((32, 4), np.float32), np.array([0, 32]), long, np.array([0, 7, 199_000, 200_000])),
+        (many, lengths, long[:100], np.array([0, 40, 100])),
+    ]
+    for queries, query_offsets, vectors, offsets in cases:
+        tracemalloc.start()
+        scores = maxsim_matrix(queries, query_offsets, vectors, offsets, chunk_elements=chunk)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 3e6  # the similarities alone would be 16 to 25 MB
+        np.testing.assert_allclose(scores, np.diff(query_offsets)[:, None] * 4.0 * np.ones(len(offsets) - 1))
+
+
+def test_scores_that_are_not_finite_are_an_error():
+    with pytest.raises(ValueError, match="a score is not finite"):
+        maxsim_packed(np.full((1, 2), 1e30), np.full((1, 2), 1e30), np.array([0, 1]))
+    with pytest.raises(ValueError, match="a score is not finite"):
+        maxsim_packed(np.ones((1, 2)), np.array([[np.nan, 0]]), np.array([0, 1]))
+
+
+def test_a_query_without_tokens():
+    d, offsets = np.eye(3), np.array([0, 1, 3])
+    for rule in (MaxSim(), MaxSim("l2"), MaxSim(normalize="query")):
+        assert rule.scores(np.empty((0, 3)), d, offsets).tolist() == [0, 0]
+
+
+@given(ragged())
+@settings(max_examples=40, deadline=None)
+def test_l2_is_the_negative_squared_distance_for_any_vectors(case):
+    dim, queries, documents, _ = case
+    q, q_offsets = pack(queries, dim)
+    d, offsets = pack(documents, dim)
+    expected = [
+        [
+            sum(max(-((a - b) ** 2).sum() for b in doc.astype(np.float64)) for a in query.astype(np.float64))
+            if len(doc)
+            else -1e9
+            for doc in documents
+        ]
+        for query in queries
+    ]
+    scores = MaxSim("l2").matrix(q, q_offsets, d, offsets)
+    np.testing.assert_allclose(scores, np.reshape(expected, scores.shape), rtol=1e-4, atol=1e-3)
+
+
+def test_pairs_check_their_weights():
+    with pytest.raises(ValueError, match="weights must have one number a query token, 2"):
+        maxsim_pairs(np.ones((2, 3)), np.array([0, 2]), np.ones((4, 3)), np.array([0, 4]), np.ones(9))
