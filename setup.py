@@ -48,6 +48,9 @@ setup(
         "numpy>=1.26",
         "faiss-cpu>=1.9",
         "ir_datasets>=0.5.10",
+        # used directly, and brought along by those above
+        "huggingface-hub>=1.0",
+        "safetensors>=0.5",
     ],
     extras_require=EXTRAS,
     entry_points={

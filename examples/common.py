@@ -30,12 +30,17 @@ def load(
         documents, topics, qrels = source.get_corpus_iter(), source.get_topics(), source.get_qrels()
     texts = [{"docno": d["docno"], "text": _text(d)} for d in documents]
     if "query" not in topics.columns:  # several fields, as TREC topics have
-        topics = topics.rename(columns={"title": "query"})
+        named = next(c for c in ("title", "text", "question") if c in topics.columns)
+        topics = topics.rename(columns={named: "query"})
     return texts, topics[topics["qid"].isin(qrels["qid"])].reset_index(drop=True), qrels
 
 
 def _text(document: dict[str, Any]) -> str:
-    return " ".join(document[field] for field in ("title", "text") if document.get(field))
+    """Title and body, under whatever names collections have for them."""
+    fields = [f for f in ("title", "abstract", "text", "body", "contents") if f in document]
+    if not fields:
+        raise ValueError(f"document {document['docno']!r} has no text among {', '.join(document)}")
+    return " ".join(document[f] for f in fields if document[f])
 
 
 def _read_folder(folder: Path) -> tuple[Iterable[dict[str, Any]], pd.DataFrame, pd.DataFrame]:

@@ -29,11 +29,11 @@ arguments = parser.parse_args()
 documents, topics, qrels = load(arguments.dataset, arguments.collection)
 print(f"{len(documents)} documents, {len(topics)} topics")
 
-colbert = mv.ColBERT(arguments.model or mv.models.MINILM)
+colbert = mv.ColBERT(arguments.model or mv.models.MINILM, verbose=True)
 
 with tempfile.TemporaryDirectory() as folder:
     words = bm25(documents, Path(folder) / "words.pisa")
-    index = mv.MultiVecIndex(Path(folder) / "tokens.mv", verbose=True)
+    index = mv.MultiVecIndex(Path(folder) / "tokens.mv")
     (colbert.doc_encoder() >> index).index(documents)
     print(index.info())
 

@@ -77,7 +77,7 @@ def first_value(column: pd.Series, rows: npt.NDArray[np.intp], qid: str, require
 
 
 def is_text(value: Any) -> bool:
-    """True for a string that is valid Unicode (a lone surrogate, as in broken JSON, is not).
+    r"""True for a string that is valid Unicode (a lone surrogate, as in broken JSON, is not).
 
     >>> is_text("caf\u00e9"), is_text("\ud83d"), is_text(None)
     (True, False, False)

@@ -1,23 +1,27 @@
 """Real collections: the figures an untrained MiniLM is known to reach."""
 
+import json
+from pathlib import Path
+
 import pyterrier as pt
 import pytest
 
 import pyterrier_mvret as mv
 
-# nDCG@10 over all documents in a trial of the same model: final states of all tokens but padding, unit rows
-KNOWN = {"squad-a": 0.983, "limit-small": 0.986}
+# nDCG@10 over all documents, as benchmarks/quality.json keeps it
+RESULTS = json.loads((Path(__file__).resolve().parents[1] / "benchmarks" / "quality.json").read_text())["rows"]
+KNOWN = {r["collection"]: r["nDCG@10"] for r in RESULTS if r["name"] == "MaxSim end to end"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", ["squad-a", "limit-small"])
 def test_end_to_end_quality(name, collection, minilm, tmp_path):
     documents, topics, qrels = collection(name)
     colbert = mv.ColBERT(minilm)
     index = mv.MultiVecIndex(tmp_path / "x.mv")
     (colbert.doc_encoder() >> index).index(documents)
     table = pt.Experiment([colbert.query_encoder() >> index.retriever(num_results=100)], topics, qrels, ["ndcg_cut_10"])
-    assert table["ndcg_cut_10"].iloc[0] == pytest.approx(KNOWN[name], abs=0.01)
+    assert table["ndcg_cut_10"].iloc[0] == pytest.approx(KNOWN[name], abs=0.003)
 
 
 @pytest.mark.slow

@@ -113,11 +113,32 @@ class TokenEncoder(Configured):
     # ------------------------------------------------------------------ encoding
 
     def encode_queries(self, texts: Sequence[str], verbose: bool | None = None) -> TokenBatch:
-        """Token vectors of queries; expansion rows, markers and separators are scored and so included."""
+        """Token vectors of queries; expansion rows, markers and separators are scored and so included.
+
+        Args:
+            texts: the queries; equal ones are encoded once, an empty one still has its special tokens.
+            verbose: a progress bar over batches; none means the encoder's own setting.
+
+        Returns:
+            A batch with one entry a text, in the order given: vectors (tokens, dim) float32.
+
+        >>> import pyterrier_mvret as mv
+        >>> encoder = mv.TokenEncoder(mv.models.MINILM, query_expansion=True, query_length=8)
+        >>> batch = encoder.encode_queries(["who sat?"])
+        >>> encoder.tokens(batch.token_ids)
+        ['[CLS]', 'who', 'sat', '?', '[SEP]', '[MASK]', '[MASK]', '[MASK]']
+        """
         return self._encode(texts, "query", verbose)
 
     def encode_docs(self, texts: Sequence[str], verbose: bool | None = None) -> TokenBatch:
-        """Token vectors of documents, without the tokens of the skiplist."""
+        """Token vectors of documents, without the tokens of the skiplist; arguments and result as for queries.
+
+        >>> import pyterrier_mvret as mv
+        >>> encoder = mv.TokenEncoder(mv.models.MINILM, skiplist="punctuation", doc_length=6)
+        >>> batch = encoder.encode_docs(["A cat, it sat on the mat."])
+        >>> encoder.tokens(batch.token_ids), batch.vectors.shape
+        (['[CLS]', 'a', 'cat', 'it', '[SEP]'], (5, 384))
+        """
         return self._encode(texts, "document", verbose)
 
     def _encode(self, texts: Sequence[str], task: Task, verbose: bool | None) -> TokenBatch:

@@ -1,4 +1,4 @@
-"""From a stream of document records to one segment on disk, in memory that does not grow with the stream."""
+"""From a stream of document records to one segment on disk; what stays in memory are two hashes a document."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping

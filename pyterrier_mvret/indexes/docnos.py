@@ -111,7 +111,7 @@ class DocnoTable:
 
 
 class SeenDocnos:
-    """Finds a name given twice while a build runs, at eight bytes a document.
+    """Finds a name given twice while a build runs, in eight bytes a document.
 
     Hashes are kept in sorted runs, each at least twice as long as the next, so that adding stays cheap.
     """

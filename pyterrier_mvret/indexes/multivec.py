@@ -80,6 +80,12 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
             mode: ``"create"`` refuses to touch an index that exists, ``"overwrite"`` replaces it once the new one is
                 complete (with the settings given here, not those of the old one), ``"append"`` adds a segment (same
                 encoder, same settings, new docnos).
+
+        >>> import numpy as np, tempfile
+        >>> index = MultiVecIndex(tempfile.mkdtemp() + "/toy.mv")
+        >>> _ = index.index([{"docno": "d1", "doc_embs": np.eye(2)}])
+        >>> len(index.indexer("append").index([{"docno": "d2", "doc_embs": np.eye(2)}]))
+        2
         """
         return MultiVecIndexer(self, mode)
 
@@ -99,11 +105,32 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         return MultiVecRetriever(self, model, num_results, batch_size, verbose)
 
     def scorer(self, model: Any = None, *, verbose: bool = False) -> MultiVecScorer:
-        """R with ``query_embs`` and ``docno`` -> R scored from the stored vectors; a docno not stored is an error."""
+        """R with ``query_embs`` and ``docno`` -> R scored from the stored vectors.
+
+        A docno that is not in the index is an error when the stage runs; a document without vectors scores -1e9.
+
+        Args:
+            model: as for :meth:`retriever`.
+            verbose: a progress bar over queries.
+
+        >>> import numpy as np, pandas as pd, tempfile
+        >>> index = MultiVecIndex(tempfile.mkdtemp() + "/toy.mv")
+        >>> _ = index.index([{"docno": "d1", "doc_embs": np.eye(2)}])
+        >>> candidates = pd.DataFrame([{"qid": "1", "docno": "d1", "query_embs": np.array([[0.5, -1.0]])}])
+        >>> index.scorer()(candidates)["score"].tolist()
+        [0.5]
+        """
         return MultiVecScorer(self, model, verbose)
 
     def vec_loader(self) -> VecLoader:
-        """Frames with ``docno`` -> the same with ``doc_embs`` (and ids and offsets where stored)."""
+        """Frames with ``docno`` -> the same with ``doc_embs`` (and ids and offsets where stored), as float32.
+
+        >>> import numpy as np, pandas as pd, tempfile
+        >>> index = MultiVecIndex(tempfile.mkdtemp() + "/toy.mv")
+        >>> _ = index.index([{"docno": "d1", "doc_embs": np.eye(2)}])
+        >>> index.vec_loader()(pd.DataFrame({"docno": ["d1"]}))["doc_embs"][0].tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+        """
         return VecLoader(self)
 
     # ------------------------------------------------------------------ building
@@ -250,7 +277,14 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         return {k: v for k, v in self.__dict__.items() if k != "store"}
 
     def info(self) -> dict[str, Any]:
-        """Counts (documents, those without vectors, vectors, segments), bytes, dim, dtype, encoder."""
+        """Counts (documents, those without vectors, vectors, segments), bytes, dim, dtype, encoder.
+
+        >>> import numpy as np, tempfile
+        >>> index = MultiVecIndex(tempfile.mkdtemp() + "/toy.mv", dtype="int8")
+        >>> info = index.index([{"docno": "d1", "doc_embs": np.eye(2)}]).info()
+        >>> info["documents"], info["vectors"], info["dim"], info["dtype"]
+        (1, 2, 2, 'int8')
+        """
         entries = self.manifest["segments"]
         size = sum(file["bytes"] for entry in entries for file in entry["files"].values())
         vectors = sum(entry["vectors"] for entry in entries)

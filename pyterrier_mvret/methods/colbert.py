@@ -71,15 +71,27 @@ class ColBERT(Configured):
         return MaxSim(self.similarity, self.normalize)
 
     def query_encoder(self) -> QueryEncoder:
-        """Q -> Q with ``query_embs``."""
+        """Q (or R) with ``query`` -> the same with ``query_embs``, one (tokens, dim) float32 array a query.
+
+        >>> import pyterrier_mvret as mv
+        >>> encode = mv.ColBERT(mv.models.MINILM).query_encoder()
+        >>> encode(pd.DataFrame({"qid": ["1"], "query": ["a cat"]}))["query_embs"][0].shape
+        (4, 384)
+        """
         return QueryEncoder(self.encoder, self.verbose)
 
     def doc_encoder(self, text_field: str = "text") -> DocEncoder:
-        """D -> D with ``doc_embs``; the first stage of an indexing pipeline."""
+        """D with text -> D with ``doc_embs``; the first stage of an indexing pipeline.
+
+        >>> import pyterrier_mvret as mv
+        >>> encode = mv.ColBERT(mv.models.MINILM).doc_encoder()
+        >>> encode(pd.DataFrame({"docno": ["d"], "text": ["A cat sat."]}))["doc_embs"][0].shape
+        (6, 384)
+        """
         return DocEncoder(self.encoder, self.scoring, text_field, self.verbose)
 
     def text_scorer(self, text_field: str = "text") -> TextScorer:
-        """R with text -> R, encoding now."""
+        """R with ``query`` and text -> R, encoding both now; see the example of the class."""
         return TextScorer(self.encoder, self.scoring, text_field, self.verbose)
 
     def explain(self, query: str, text: str) -> pd.DataFrame:
@@ -98,7 +110,7 @@ class ColBERT(Configured):
         return alignment(self.encoder, self.scoring, query, text)
 
     def save(self, path: str | Path) -> None:
-        """Writes the checkpoint (in sentence-transformers' layout) and this model's settings."""
+        """Writes checkpoint (in sentence-transformers' layout) and settings; :meth:`load` reads them."""
         self.encoder.save(path)
         settings = {"method": "ColBERT", "similarity": self.similarity, "normalize": self.normalize}
         (Path(path) / _SETTINGS).write_text(json.dumps(settings), encoding="utf-8")

@@ -79,6 +79,11 @@ def maxsim_matrix(
 
     Raises:
         ValueError: as :func:`maxsim_packed`.
+
+    >>> queries = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    >>> maxsim_matrix(queries, np.array([0, 2, 3]), np.array([[0.6, 0.8], [0.8, -0.6]]), np.array([0, 1, 2])).round(1)
+    array([[ 1.4,  0.2],
+           [-0.6, -0.8]], dtype=float32)
     """
     queries, vectors = np.asarray(queries), np.asarray(vectors)
     offsets = _checked_offsets(offsets, len(vectors), "offsets")
@@ -143,6 +148,9 @@ def maxsim_pairs(
 
     Raises:
         ValueError: as :func:`maxsim_packed`, or unequal numbers of queries and documents.
+
+    >>> maxsim_pairs(np.eye(2), np.array([0, 1, 2]), np.array([[0.6, 0.8], [0.8, -0.6]]), np.array([0, 1, 2]))
+    array([ 0.6, -0.6], dtype=float32)
     """
     queries, vectors = np.asarray(queries), np.asarray(vectors)
     offsets = _checked_offsets(offsets, len(vectors), "offsets")
