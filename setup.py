@@ -1,9 +1,10 @@
 """All metadata of the package; tool settings are in pyproject.toml, tested pins in constraints.txt."""
 
+import os
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "pyterrier_mvret/__init__.py").read_text(), re.M).group(1)
@@ -36,7 +37,20 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["pyterrier_mvret", "pyterrier_mvret.*"]),
-    package_data={"pyterrier_mvret": ["py.typed", "data/*.json", "data/mini/*"]},
+    package_data={"pyterrier_mvret": ["py.typed", "data/*.json", "data/mini/*", "scoring/*.c", "scoring/*.h"]},
+    # optional: without a compiler the package installs and computes the same in numpy; one build serves Python 3.11 on
+    ext_modules=[
+        Extension(
+            "pyterrier_mvret.scoring._maxsim",
+            ["pyterrier_mvret/scoring/maxsim.c"],
+            depends=["pyterrier_mvret/scoring/maxsim_tile.h"],
+            define_macros=[("Py_LIMITED_API", "0x030b0000")],
+            extra_compile_args=["-O3"] if os.name == "posix" else [],
+            py_limited_api=True,
+            optional=True,
+        )
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
     install_requires=[
         "python-terrier>=1.0",
         "pyterrier>=1.1",

@@ -1,5 +1,12 @@
 """Pure functions on arrays: how token vectors of a query and a document become one number."""
 
-from pyterrier_mvret.scoring.maxsim import EMPTY_DOCUMENT, MaxSim, maxsim_matrix, maxsim_packed, maxsim_pairs
+from pyterrier_mvret.scoring.maxsim import (
+    EMPTY_DOCUMENT,
+    MaxSim,
+    backend,
+    maxsim_matrix,
+    maxsim_packed,
+    maxsim_pairs,
+)
 
-__all__ = ["EMPTY_DOCUMENT", "MaxSim", "maxsim_matrix", "maxsim_packed", "maxsim_pairs"]
+__all__ = ["EMPTY_DOCUMENT", "MaxSim", "backend", "maxsim_matrix", "maxsim_packed", "maxsim_pairs"]

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pyterrier_mvret.scoring import fused
+
 Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 
@@ -97,6 +99,10 @@ def maxsim_matrix(
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     scores = np.full((len(query_offsets) - 1, len(offsets) - 1), EMPTY_DOCUMENT, dtype=np.float32)
     filled = np.flatnonzero(np.diff(offsets))  # reduceat cannot express an empty segment
+    if fused.takes(vectors):
+        scores[:, filled] = 0
+        fused.matrix(queries, query_offsets, vectors, offsets, weights, scores)
+        return _checked_scores(scores)
     most = max(1, chunk_elements // _ROWS_AT_LEAST)
     first = 0
     while first < len(scores):  # so many queries that a block of documents still has some rows
@@ -107,9 +113,7 @@ def maxsim_matrix(
         for documents, best in _best_similarities(queries[tokens], vectors, offsets, filled, chunk_elements):
             scores[first:last, documents] = _segment_sum(best if mine is None else best * mine, of_each)
         first = last
-    if not np.isfinite(scores).all():
-        raise ValueError("a score is not finite: the vectors hold NaN, or products beyond float32")
-    return scores
+    return _checked_scores(scores)
 
 
 def _best_similarities(
@@ -167,6 +171,15 @@ def maxsim_pairs(
             queries[mine], document, np.array([0, len(document)]), None if weights is None else weights[mine]
         )[0]
     return scores
+
+
+def backend() -> str:
+    """What computes scores here: ``"C"`` with the instruction set, or ``"numpy"`` where nothing was compiled.
+
+    >>> backend() in ("C avx512", "C avx2", "C baseline", "numpy")
+    True
+    """
+    return f"C {fused.versions()[0]}" if fused.versions() else "numpy"
 
 
 @dataclass(frozen=True)
@@ -251,6 +264,12 @@ def _segment_sum(rows: Floats, offsets: npt.NDArray[np.int64]) -> Floats:
 def _check_rows(array: Array, name: str) -> None:
     if array.ndim != 2:
         raise ValueError(f"{name} must be a (tokens, dim) array, got shape {array.shape}")
+
+
+def _checked_scores(scores: Floats) -> Floats:
+    if not np.isfinite(scores).all():
+        raise ValueError("a score is not finite: the vectors hold NaN, or products beyond float32")
+    return scores
 
 
 def _checked_weights(weights: Array, tokens: int) -> Floats:
