@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from pyterrier_mvret.scoring.maxsim import ragged_rows
+
 Ints = npt.NDArray[np.int64]
 FIELDS = {
     "docnos": "|u1",
@@ -29,16 +31,6 @@ def hashes(docnos: Sequence[str]) -> npt.NDArray[np.uint64]:
 def hash_probe() -> int:
     """What the hash makes of a known string; kept with an index, as another release might hash in another way."""
     return int(hashes(["pyterrier_mvret"])[0])
-
-
-def ragged_rows(starts: Ints, lengths: Ints) -> Ints:
-    """Row numbers of consecutive runs: ``start, start + 1, ...`` for each start.
-
-    >>> ragged_rows(np.array([5, 0]), np.array([2, 3]))
-    array([5, 6, 0, 1, 2])
-    """
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
 
 
 def lookup_arrays(docno_hashes: npt.NDArray[np.uint64]) -> dict[str, npt.NDArray[Any]]:

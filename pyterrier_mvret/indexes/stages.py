@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pyterrier_mvret.indexes.store import Store
 
 Array = npt.NDArray[Any]
-# vectors decoded to float32 at once: a few tens of megabytes at common dimensions
-_BLOCK_VECTORS = 1 << 15
+# documents scored before the best are sorted out: their scores, a row a query, stay in cache
+_BLOCK_DOCUMENTS = 4096
 
 
 class MultiVecIndexer(Configured, pt.Indexer):
@@ -124,11 +124,9 @@ class MultiVecRetriever(_QueryStage):
         if any(w is not None for _, _, w in batch):
             weights = np.concatenate([np.ones(len(v), np.float32) if w is None else w for _, v, w in batch])
         found: list[list[tuple[Array, Array]]] = [[] for _ in batch]
-        for first, block, block_offsets in store.blocks(_BLOCK_VECTORS):
-            scores = scoring.matrix(vectors, offsets, block, block_offsets, weights)
-            filled = np.flatnonzero(np.diff(block_offsets))  # a document without vectors matches nothing
-            for parts, mine in zip(found, scores[:, filled], strict=True):
-                parts.append((mine, first + filled))
+        for positions, scores in store.scan(scoring, vectors, offsets, weights, _BLOCK_DOCUMENTS):
+            for parts, mine in zip(found, scores, strict=True):
+                parts.append((mine, positions))
                 if self.num_results is not None:
                     parts[:] = [self._keep(*_joined(parts))]
         return [self._ranked(*_joined(parts), store) for parts in found]
@@ -171,15 +169,7 @@ class MultiVecScorer(_QueryStage):
         scores = np.empty(len(inp), dtype=np.float64)
         queries = list(self._queries(inp, store))
         for rows, vectors, weights in pt.tqdm(queries, desc="scoring", unit="q", disable=not self.verbose):
-            mine = positions[rows]
-            ends = np.cumsum(store.lengths(mine))
-            start = 0
-            while start < len(mine):  # in blocks: a query may have any number of documents
-                budget = (ends[start - 1] if start else 0) + _BLOCK_VECTORS
-                end = max(start + 1, int(np.searchsorted(ends, budget, side="right")))
-                packed, offsets = store.gather(mine[start:end])
-                scores[rows[start:end]] = scoring.scores(vectors, packed, offsets, weights)
-                start = end
+            scores[rows] = store.score(scoring, vectors, positions[rows], weights)
         return frames.with_scores(inp, scores)
 
 

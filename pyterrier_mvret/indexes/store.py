@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from pyterrier_mvret.frames import is_text
 from pyterrier_mvret.indexes.codecs import CODECS, Codec
-from pyterrier_mvret.indexes.docnos import FIELDS, DocnoTable, hash_probe, hashes, lookup_arrays, ragged_rows
+from pyterrier_mvret.indexes.docnos import FIELDS, DocnoTable, hash_probe, hashes, lookup_arrays
 from pyterrier_mvret.indexes.segments import DamagedIndexError, check_digest, open_array
+from pyterrier_mvret.scoring.maxsim import MaxSim, ragged_rows
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -44,6 +45,12 @@ class Segment:
     def decode(self, rows: "slice | Ints") -> Floats:
         """Vectors of rows as float32."""
         return self.codec.decode({name: np.asarray(self.arrays[name][rows]) for name in self.codec.fields})
+
+    def score(self, rule: MaxSim, queries: Floats, query_offsets: Ints, documents: Any, weights: Any = None) -> Floats:
+        """Scores of packed queries with documents of this segment (positions or a slice): (queries, documents)."""
+        starts, ends = self.offsets[:-1][documents], self.offsets[1:][documents]
+        vectors, scales = self.arrays["vectors"], self.arrays.get("scales")
+        return rule.stored(queries, query_offsets, vectors, starts, ends, self.decode, weights, scales)
 
 
 class Store:
@@ -137,16 +144,24 @@ class Store:
             packed[ragged_rows(offsets[mine], lengths[mine])] = rows
         return packed, offsets
 
-    def blocks(self, vectors: int) -> Iterator[tuple[int, Floats, Ints]]:
-        """All documents in order, in blocks of about so many vectors: first position, packed vectors, offsets."""
+    def score(self, rule: MaxSim, query: Floats, positions: Ints, weights: Any = None) -> Floats:
+        """Scores of one query with documents at positions."""
+        scores = np.empty(len(positions), dtype=np.float32)
+        one = np.array([0, len(query)])
+        for segment, mine, local in self._by_segment(positions):
+            scores[mine] = segment.score(rule, query, one, local, weights)[0]
+        return scores
+
+    def scan(
+        self, rule: MaxSim, queries: Floats, query_offsets: Ints, weights: Any, documents: int
+    ) -> Iterator[tuple[Ints, Floats]]:
+        """Scores of packed queries with all documents that have vectors, in blocks of so many: positions, scores."""
         for start, segment in zip(self.starts, self.segments, strict=False):
-            first = 0
-            while first < len(segment):
-                limit = segment.offsets[first] + vectors
-                last = max(first + 1, int(np.searchsorted(segment.offsets, limit, side="right")) - 1)
-                offsets = np.asarray(segment.offsets[first : last + 1])
-                yield int(start) + first, segment.decode(slice(offsets[0], offsets[-1])), offsets - offsets[0]
-                first = last
+            for first in range(0, len(segment), documents):
+                block = slice(first, min(first + documents, len(segment)))
+                filled = np.flatnonzero(np.diff(segment.offsets[block.start : block.stop + 1]))
+                scores = segment.score(rule, queries, query_offsets, block, weights)
+                yield start + first + filled, scores[:, filled]
 
 
 def digest_of(space: str | None) -> str | None:

@@ -42,26 +42,38 @@ def takes(vectors: npt.NDArray[Any]) -> bool:
 
 
 def matrix(
-    queries: Floats, query_offsets: Ints, vectors: npt.NDArray[Any], offsets: Ints, weights: Floats | None, out: Floats
+    queries: Floats,
+    query_offsets: Ints,
+    vectors: npt.NDArray[Any],
+    starts: Ints,
+    ends: Ints,
+    weights: Floats | None,
+    out: Floats,
+    scales: Floats | None = None,
 ) -> None:
-    """Adds the scores of all packed queries with all packed documents to ``out`` (queries, documents).
+    """Adds the scores of all packed queries with documents to ``out`` (queries, documents).
 
-    Arguments as in :func:`~pyterrier_mvret.scoring.maxsim_matrix`, already checked; int8 vectors count as they are.
+    Documents are rows ``starts[d]:ends[d]`` of ``vectors``, anywhere and in any order; nothing is copied. With
+    ``scales`` (one a row) int8 vectors count times their scale. The kernel checks that every document lies inside.
     """
     blocks, block_weights, owners = _in_blocks(queries, query_offsets, weights)
-    documents, dim = len(offsets) - 1, vectors.shape[1]
-    offsets = np.ascontiguousarray(offsets, dtype=np.int64)
+    documents, dim = len(starts), vectors.shape[1]
+    starts, ends = (np.ascontiguousarray(a, dtype=np.int64) for a in (starts, ends))
     sizes = (_KINDS[vectors.dtype], len(owners), dim, len(vectors), len(query_offsets) - 1, documents)
 
     def run(first: int, last: int) -> None:
-        _maxsim.score(versions()[0], blocks, block_weights, owners, vectors, offsets, out, None, *sizes, first, last)
+        _maxsim.score(
+            versions()[0], blocks, block_weights, owners, vectors, starts, ends, out, scales, *sizes, first, last
+        )
 
-    parts = min(threads(), 1 + len(owners) * _BLOCK * len(vectors) * dim // _PRODUCTS_A_THREAD, max(1, documents))
+    rows = np.cumsum(ends - starts)
+    products = len(owners) * _BLOCK * dim * int(rows[-1] if documents else 0)
+    parts = min(threads(), 1 + products // _PRODUCTS_A_THREAD, max(1, documents))
     if parts == 1:
         run(0, documents)
         return
     # whole documents a thread, about as many vectors each
-    cuts = np.searchsorted(offsets, np.linspace(0, len(vectors), parts + 1)[1:-1]).tolist()
+    cuts = np.searchsorted(rows, np.linspace(0, rows[-1], parts + 1)[1:-1]).tolist()
     bounds = [0, *cuts, documents]
     for done in [_pool(parts).submit(run, a, b) for a, b in pairwise(bounds) if a < b]:
         done.result()

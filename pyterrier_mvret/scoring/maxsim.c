@@ -1,8 +1,8 @@
 /* MaxSim over packed documents: the query block stays in registers, each document row is read once, the maximum runs
    along. Plain C with the compilers' vector extensions and the stable ABI; the Python in maxsim.py says what it means.
 
-   Memory safety: `score` checks every buffer's size against the shapes, and that the offsets of the asked documents rise
-   within the vectors, before any kernel runs. The GIL is released while it runs, and only buffers held here are read. */
+   Memory safety: `score` checks every buffer's size against the shapes, and that each asked document lies within the
+   vectors, before any kernel runs. The GIL is released while it runs, and only buffers held here are read. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -21,6 +21,8 @@
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 
+#define BUFFERS 8 /* queries weights owners vectors starts out scales ends */
+
 enum { KIND_FLOAT32, KIND_FLOAT16, KIND_INT8, KINDS };
 static const Py_ssize_t ITEM[KINDS] = {4, 2, 1};
 
@@ -30,7 +32,8 @@ typedef struct {
     const int64_t *owners;  /* [blocks] which query a block belongs to */
     const void *vectors;    /* [rows][dim] of a kind */
     const float *scales;    /* [rows] for int8, or nothing */
-    const int64_t *offsets; /* [documents + 1] */
+    const int64_t *starts;  /* [documents] the first row of each document */
+    const int64_t *ends;    /* [documents] the row after its last */
     float *out;             /* [queries][documents], added to */
     Py_ssize_t blocks, dim, documents, first, last;
     int kind;
@@ -161,8 +164,8 @@ static const char *misfit(const job_t *job, const Py_buffer *b, Py_ssize_t rows,
         return "vectors do not have rows * dim items";
     if (job->scales && b[6].len != rows * 4)
         return "scales do not have one float a row";
-    if (b[4].len != (job->documents + 1) * 8)
-        return "offsets do not have documents + 1 integers";
+    if (b[4].len != job->documents * 8 || b[7].len != job->documents * 8)
+        return "starts or ends do not have one integer a document";
     if (b[5].len != queries * job->documents * 4)
         return "out does not have queries * documents floats";
     if (job->first < 0 || job->first > job->last || job->last > job->documents)
@@ -171,23 +174,21 @@ static const char *misfit(const job_t *job, const Py_buffer *b, Py_ssize_t rows,
         if (job->owners[i] < 0 || job->owners[i] >= queries)
             return "an owner is no query";
     for (Py_ssize_t i = job->first; i < job->last; i++)
-        if (job->offsets[i] > job->offsets[i + 1])
-            return "offsets decrease";
-    if (job->offsets[job->first] < 0 || job->offsets[job->last] > rows)
-        return "offsets lie outside the vectors";
+        if (job->starts[i] < 0 || job->starts[i] > job->ends[i] || job->ends[i] > rows)
+            return "a document lies outside the vectors";
     return NULL;
 }
 
 static PyObject *score(PyObject *self, PyObject *arguments)
 {
-    PyObject *objects[7];
-    Py_buffer buffers[7];
+    PyObject *objects[BUFFERS];
+    Py_buffer buffers[BUFFERS];
     Py_ssize_t rows, queries;
     job_t job;
     const char *name;
     int held = 0, done = 0, version = -1;
-    if (!PyArg_ParseTuple(arguments, "sOOOOOOOinnnnnnn:score", &name, &objects[0], &objects[1], &objects[2], &objects[3],
-                          &objects[4], &objects[5], &objects[6], &job.kind, &job.blocks, &job.dim, &rows, &queries,
+    if (!PyArg_ParseTuple(arguments, "sOOOOOOOOinnnnnnn:score", &name, &objects[0], &objects[1], &objects[2], &objects[3],
+                          &objects[4], &objects[7], &objects[5], &objects[6], &job.kind, &job.blocks, &job.dim, &rows, &queries,
                           &job.documents, &job.first, &job.last))
         return NULL;
     for (int i = 0; i < COUNT; i++)
@@ -197,17 +198,20 @@ static PyObject *score(PyObject *self, PyObject *arguments)
         PyErr_Format(PyExc_ValueError, "no version %s for storage kind %d", name, job.kind);
         return NULL;
     }
-    int wanted = objects[6] == Py_None ? 6 : 7;
-    for (; held < wanted; held++)
+    int scaled = objects[6] != Py_None;
+    if (!scaled)
+        objects[6] = objects[1]; /* some buffer, not to be read */
+    for (; held < BUFFERS; held++)
         if (PyObject_GetBuffer(objects[held], &buffers[held], held == 5 ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0)
             goto release;
     job.queries = buffers[0].buf;
     job.weights = buffers[1].buf;
     job.owners = buffers[2].buf;
     job.vectors = buffers[3].buf;
-    job.offsets = buffers[4].buf;
+    job.starts = buffers[4].buf;
+    job.ends = buffers[7].buf;
     job.out = buffers[5].buf;
-    job.scales = wanted == 7 ? buffers[6].buf : NULL;
+    job.scales = scaled ? buffers[6].buf : NULL;
     const char *wrong = misfit(&job, buffers, rows, queries);
     if (wrong) {
         PyErr_SetString(PyExc_ValueError, wrong);
@@ -232,8 +236,8 @@ release:
 
 static PyMethodDef METHODS[] = {
     {"score", score, METH_VARARGS,
-     "score(version, queries, weights, owners, vectors, offsets, out, scales, kind, blocks, dim, rows, queries_count, "
-     "documents, first, last): adds the scores of documents first to last to out."},
+     "score(version, queries, weights, owners, vectors, starts, ends, out, scales, kind, blocks, dim, rows, "
+     "queries_count, documents, first, last): adds the scores of documents first to last to out."},
     {"versions", versions, METH_NOARGS, "Names of the versions that this processor runs, fastest first."},
     {NULL, NULL, 0, NULL},
 };

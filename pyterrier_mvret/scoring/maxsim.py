@@ -6,7 +6,7 @@ Documents are *packed*: the token vectors of all of them one after the other, an
 No document is padded, so none can change another's score, and a best similarity below zero stays below zero.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ EMPTY_DOCUMENT = np.float32(-1e9)
 # Similarities held at once (float32): small enough to stay in cache, large enough that BLAS runs at speed.
 _CHUNK_ELEMENTS = 1 << 19
 _ROWS_AT_LEAST = 64
+# stored vectors decoded to float32 at once: a few tens of megabytes at common dimensions
+_DECODED_AT_ONCE = 1 << 15
 
 
 def maxsim_packed(
@@ -101,7 +103,7 @@ def maxsim_matrix(
     filled = np.flatnonzero(np.diff(offsets))  # reduceat cannot express an empty segment
     if fused.takes(vectors):
         scores[:, filled] = 0
-        fused.matrix(queries, query_offsets, vectors, offsets, weights, scores)
+        fused.matrix(queries, query_offsets, vectors, offsets[:-1], offsets[1:], weights, scores)
         return _checked_scores(scores)
     most = max(1, chunk_elements // _ROWS_AT_LEAST)
     first = 0
@@ -211,6 +213,50 @@ class MaxSim:
         one = np.array([0, len(query)])
         return self.matrix(query, one, vectors, offsets, weights)[0]
 
+    def stored(
+        self,
+        queries: Array,
+        query_offsets: Array,
+        vectors: Array,
+        starts: Array,
+        ends: Array,
+        decode: Callable[[Array], Floats],
+        weights: Array | None = None,
+        scales: Array | None = None,
+    ) -> Floats:
+        """Scores of packed queries with documents where they are stored, without a copy where the kernel can.
+
+        Args:
+            queries: (sum of query tokens, dim).
+            query_offsets: (queries + 1,) integers.
+            vectors: (rows, dim) as stored; document ``d`` is rows ``starts[d]:ends[d]``, in any order.
+            starts: (documents,) integers.
+            ends: (documents,) integers.
+            decode: row numbers -> those rows as float32, where they must be read another way.
+            weights: (sum of query tokens,) or none.
+            scales: (rows,) what stored values are to be multiplied with, or none.
+
+        Returns:
+            (queries, documents) float32, as :meth:`matrix` of the decoded documents.
+        """
+        lengths = ends - starts
+        if self.similarity == "cosine" and fused.takes(vectors):
+            scores = np.where(lengths > 0, np.float32(0), EMPTY_DOCUMENT)
+            scores = np.repeat(scores[None], len(query_offsets) - 1, axis=0)
+            fused.matrix(np.asarray(queries, np.float32), query_offsets, vectors, starts, ends, weights, scores, scales)
+            return self._per_query(_checked_scores(scores), query_offsets, lengths == 0)
+        scores = np.empty((len(query_offsets) - 1, len(starts)), dtype=np.float32)
+        behind = np.cumsum(lengths)
+        first = 0
+        while first < len(starts):  # decoded in blocks, so that memory does not grow with the documents asked for
+            budget = (behind[first - 1] if first else 0) + _DECODED_AT_ONCE
+            last = max(first + 1, int(np.searchsorted(behind, budget, side="right")))
+            offsets = np.concatenate([[0], behind[first:last] - (behind[first] - lengths[first])])
+            rows = decode(ragged_rows(starts[first:last], lengths[first:last]))
+            scores[:, first:last] = self.matrix(queries, query_offsets, rows, offsets, weights)
+            first = last
+        return scores
+
     def matrix(
         self, queries: Array, query_offsets: Array, vectors: Array, offsets: Array, weights: Array | None = None
     ) -> Floats:
@@ -227,10 +273,13 @@ class MaxSim:
         if self.similarity == "l2":
             mass = norms if weights is None else norms * np.asarray(weights, np.float32)
             sums = 2 * sums - _segment_sum(mass[:, None], np.asarray(query_offsets, np.int64))
+        return self._per_query(sums, query_offsets, np.diff(offsets) == 0)
+
+    def _per_query(self, sums: Floats, query_offsets: Array, empty: npt.NDArray[np.bool_]) -> Floats:
+        """What remains to be done with sums: normalisation, and the score of empty documents."""
         if self.normalize == "query":
-            lengths: Floats = np.diff(query_offsets).astype(np.float32)
-            sums /= np.maximum(lengths, 1)[:, None]
-        sums[:, np.diff(offsets) == 0] = EMPTY_DOCUMENT
+            sums /= np.maximum(np.diff(query_offsets), 1).astype(np.float32)[:, None]
+        sums[:, empty] = EMPTY_DOCUMENT
         return sums
 
     def alignment(self, query: Array, document: Array) -> tuple[npt.NDArray[np.intp], Floats, Floats]:
@@ -243,6 +292,16 @@ class MaxSim:
         rows = np.arange(len(best))
         share = len(query) if self.normalize == "query" else 1
         return best, products[rows, best], values[rows, best] / np.float32(share)
+
+
+def ragged_rows(starts: Array, lengths: Array) -> npt.NDArray[np.int64]:
+    """Row numbers of consecutive runs: ``start, start + 1, ...`` for each start.
+
+    >>> ragged_rows(np.array([5, 0]), np.array([2, 3]))
+    array([5, 6, 0, 1, 2])
+    """
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
 
 
 def _squared_norms(rows: Array) -> Floats:

@@ -69,10 +69,9 @@ TARGET static void JOIN(decode_, ISA)(const job_t *job, Py_ssize_t first, Py_ssi
 /* Scores documents first to last of a job with every query block. Returns 0, or -1 where memory ran out. */
 TARGET static int JOIN(run_, ISA)(const job_t *job)
 {
-    Py_ssize_t dim = job->dim, end = (Py_ssize_t)job->offsets[job->last];
+    Py_ssize_t dim = job->dim;
     /* room for a chunk of decoded rows, rounded up to whole tiles, and for the running maxima of each block */
-    Py_ssize_t room = (CHUNK + ROWS) * dim;
-    float *rows = calloc((size_t)room, sizeof(float));
+    float *rows = calloc((size_t)((CHUNK + ROWS) * dim), sizeof(float));
     float *state = malloc((size_t)job->blocks * 2 * BLOCK * sizeof(float));
     if (!rows || !state) {
         free(rows);
@@ -81,42 +80,45 @@ TARGET static int JOIN(run_, ISA)(const job_t *job)
     }
     for (Py_ssize_t b = 0; b < job->blocks; b++)
         reset(state + b * 2 * BLOCK);
-    Py_ssize_t document = job->first;
     float similarities[ROWS][BLOCK] __attribute__((aligned(64)));
-    for (Py_ssize_t start = (Py_ssize_t)job->offsets[job->first]; start < end;) {
-        Py_ssize_t n = end - start < CHUNK ? end - start : CHUNK, whole = n - n % ROWS;
-        const float *chunk = rows;
-        if (job->kind == KIND_FLOAT32) {
-            chunk = (const float *)job->vectors + start * dim;
-            /* rows after the last whole tile are copied: a tile must not read past the end of the vectors */
-            memcpy(rows, chunk + whole * dim, (size_t)((n - whole) * dim) * sizeof(float));
-        } else {
-            JOIN(decode_, ISA)(job, start, n, rows);
-        }
-        Py_ssize_t at = document;
-        for (Py_ssize_t b = 0; b < job->blocks; b++) {
-            float *best = state + b * 2 * BLOCK, *poison = best + BLOCK;
-            float *out = job->out + job->owners[b] * job->documents;
-            at = document;
-            for (Py_ssize_t i = 0; i < n; i += ROWS) {
-                const float *tile = chunk + i * dim;
-                if (job->kind == KIND_FLOAT32 && i >= whole)
-                    tile = rows;
-                JOIN(tile_, ISA)(tile, dim, job->queries + b * dim * BLOCK, similarities);
-                Py_ssize_t m = n - i < ROWS ? n - i : ROWS;
-                for (Py_ssize_t r = 0; r < m; r++) {
-                    while (job->offsets[at + 1] <= start + i + r) /* documents without vectors */
-                        at++;
-                    JOIN(take_, ISA)(similarities[r], best, poison);
-                    if (job->offsets[at + 1] == start + i + r + 1) {
-                        out[at++] += weighed(best, poison, job->weights + b * BLOCK);
-                        reset(best);
+    for (Py_ssize_t document = job->first, after; document < job->last; document = after) {
+        /* documents that lie one after the other are one run of rows: tiles cross their borders */
+        for (after = document + 1; after < job->last && job->starts[after] == job->ends[after - 1];)
+            after++;
+        Py_ssize_t end = (Py_ssize_t)job->ends[after - 1];
+        for (Py_ssize_t start = (Py_ssize_t)job->starts[document]; start < end;) {
+            Py_ssize_t n = end - start < CHUNK ? end - start : CHUNK, whole = n - n % ROWS;
+            const float *chunk = rows;
+            if (job->kind == KIND_FLOAT32) {
+                chunk = (const float *)job->vectors + start * dim;
+                /* rows after the last whole tile are copied: a tile must not read past the end of the vectors */
+                memcpy(rows, chunk + whole * dim, (size_t)((n - whole) * dim) * sizeof(float));
+            } else {
+                JOIN(decode_, ISA)(job, start, n, rows);
+            }
+            Py_ssize_t at = document;
+            for (Py_ssize_t b = 0; b < job->blocks; b++) {
+                float *best = state + b * 2 * BLOCK, *poison = best + BLOCK;
+                float *out = job->out + job->owners[b] * job->documents;
+                at = document;
+                for (Py_ssize_t i = 0; i < n; i += ROWS) {
+                    const float *tile = job->kind == KIND_FLOAT32 && i >= whole ? rows : chunk + i * dim;
+                    JOIN(tile_, ISA)(tile, dim, job->queries + b * dim * BLOCK, similarities);
+                    Py_ssize_t m = n - i < ROWS ? n - i : ROWS;
+                    for (Py_ssize_t r = 0; r < m; r++) {
+                        while (job->ends[at] <= start + i + r) /* documents without vectors */
+                            at++;
+                        JOIN(take_, ISA)(similarities[r], best, poison);
+                        if (job->ends[at] == start + i + r + 1) {
+                            out[at++] += weighed(best, poison, job->weights + b * BLOCK);
+                            reset(best);
+                        }
                     }
                 }
             }
+            document = at;
+            start += n;
         }
-        document = at;
-        start += n;
     }
     free(rows);
     free(state);

@@ -177,10 +177,10 @@ def test_one_search_sees_one_index(path):
     index = build(path)
 
     class Meddling(mv.scoring.MaxSim):
-        def matrix(self, *arguments):
+        def stored(self, *arguments):
             if mv.MultiVecIndex(path).info()["documents"] == 50:
                 index.index(documents(3, prefix="new"), mode="overwrite")
-            return super().matrix(*arguments)
+            return super().stored(*arguments)
 
     results = index.retriever(Meddling())(topics())
     assert results["docno"].str.startswith("d").all()  # names and scores of the same documents

@@ -69,7 +69,7 @@ def test_batches_blocks_and_segments_change_nothing(path, tmp_path, monkeypatch)
             pd.testing.assert_frame_equal(got[columns], expected[columns])
             np.testing.assert_allclose(got["score"], expected["score"], atol=1e-5)
     mixed = expected.sample(frac=1, random_state=0)
-    monkeypatch.setattr(stages, "_BLOCK_VECTORS", 7)
+    monkeypatch.setattr(stages, "_BLOCK_DOCUMENTS", 7)
     for index in (whole, parts):
         np.testing.assert_allclose(index.scorer()(mixed)["score"], mixed["score"], atol=1e-5)
         pd.testing.assert_frame_equal(index.retriever()(topics(7))[columns], expected[columns])
@@ -151,20 +151,33 @@ def test_a_row_without_a_qid_is_an_error(path):
         index.scorer()(r)
 
 
-def test_the_scorer_decodes_in_blocks(path, monkeypatch):
-    from pyterrier_mvret.indexes import stages
-    from pyterrier_mvret.indexes.store import Store
+def test_what_must_be_decoded_is_decoded_in_blocks(path, monkeypatch):
+    from pyterrier_mvret.indexes.store import Segment
+    from pyterrier_mvret.scoring import maxsim
 
-    index, sizes, gather = build(path), [], Store.gather
-    monkeypatch.setattr(stages, "_BLOCK_VECTORS", 10)
+    index, sizes, decode = build(path), [], Segment.decode
+    monkeypatch.setattr(maxsim, "_DECODED_AT_ONCE", 10)
 
-    def spy(self, positions):
-        packed = gather(self, positions)
-        sizes.append(len(packed[0]))
-        return packed
+    def spy(self, rows):
+        sizes.append(len(rows))
+        return decode(self, rows)
 
-    monkeypatch.setattr(Store, "gather", spy)
-    everything = index.retriever(num_results=None)(topics(1))
-    index.scorer()(everything)
-    assert len(sizes) > 5
+    monkeypatch.setattr(Segment, "decode", spy)
+    l2 = mv.scoring.MaxSim("l2")  # not of the kernel's kind
+    everything = index.retriever(l2, num_results=None)(topics(1))
+    rescored = index.scorer(l2)(everything)
+    np.testing.assert_allclose(rescored["score"], everything["score"], atol=1e-5)
+    assert len(sizes) > 10
     assert max(sizes) <= 10
+
+
+def test_the_kernel_reads_stored_vectors_where_they_lie(path, monkeypatch):
+    from pyterrier_mvret.indexes.store import Segment
+    from pyterrier_mvret.scoring import fused
+
+    if not fused.versions():
+        pytest.skip("the extension was not compiled")
+    index = build(path, dtype="int8")
+    monkeypatch.setattr(Segment, "decode", None)  # nothing is decoded outside the kernel
+    results = index.retriever()(topics())
+    np.testing.assert_allclose(index.scorer()(results)["score"], results["score"], atol=1e-6)

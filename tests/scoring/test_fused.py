@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyterrier_mvret.scoring import fused, maxsim_matrix
+from pyterrier_mvret.scoring import MaxSim, fused, maxsim_matrix
 
 needs_extension = pytest.mark.skipif(fused._maxsim is None, reason="the extension was not compiled")
 
@@ -32,7 +32,8 @@ def case(dim=5, rows=9, queries=2, documents=3):
         "weights": np.ones((blocks, 32), np.float32),
         "owners": np.arange(blocks, dtype=np.int64),
         "vectors": np.ones((rows, dim), np.float32),
-        "offsets": np.array([0, 4, 4, rows], dtype=np.int64)[: documents + 1],
+        "starts": np.array([0, 4, 4], dtype=np.int64)[:documents],
+        "ends": np.array([4, 4, rows], dtype=np.int64)[:documents],
         "out": np.zeros((queries, documents), np.float32),
         "scales": None,
         "kind": 0,
@@ -82,10 +83,12 @@ def test_right_arguments_are_scored():
         {"last": 2**62},
         {"owners": np.array([0, 2])},
         {"owners": np.array([-1, 0])},
-        {"offsets": np.array([0, 5, 4, 9])},
-        {"offsets": np.array([-1, 4, 4, 9])},
-        {"offsets": np.array([0, 4, 4, 10])},
-        {"offsets": np.array([0, 4, 2**62, 9])},
+        {"starts": np.array([0, 5, 4]), "ends": np.array([4, 4, 9])},
+        {"starts": np.array([-1, 4, 4])},
+        {"ends": np.array([4, 4, 10])},
+        {"ends": np.array([4, 2**62, 9])},
+        {"starts": np.array([0, 4])},
+        {"ends": np.array([4, 4, 9, 9])},
         {"out": np.zeros((2, 2), np.float32)},
         {"out": np.zeros((2, 3), np.float64)},
         {"weights": np.ones((2, 31), np.float32)},
@@ -104,22 +107,25 @@ def test_arguments_that_do_not_fit_are_refused_before_anything_is_read(wrong):
 
 @needs_extension
 @given(
-    st.lists(st.integers(-3, 14), min_size=4, max_size=4),
+    st.lists(st.integers(-3, 14), min_size=3, max_size=3),
+    st.lists(st.integers(-3, 14), min_size=3, max_size=3),
     st.integers(-2, 5),
     st.integers(-2, 5),
 )
 @settings(max_examples=300, deadline=None)
-def test_any_offsets_are_either_sound_or_refused(offsets, first, last):
-    arguments = {**case(), "offsets": np.array(offsets, dtype=np.int64), "first": first, "last": last}
+def test_any_documents_are_either_inside_or_refused(starts, ends, first, last):
+    places = {"starts": np.array(starts, dtype=np.int64), "ends": np.array(ends, dtype=np.int64)}
+    arguments = {**case(), **places, "first": first, "last": last}
     sound = 0 <= first <= last <= 3
     if sound:
-        mine = offsets[first : last + 1]
-        sound = mine == sorted(mine) and mine[0] >= 0 and mine[-1] <= 9
-    if sound:
-        fused._maxsim.score(*arguments.values())
-    else:
+        sound = all(0 <= a <= b <= 9 for a, b in zip(starts[first:last], ends[first:last]))
+    if not sound:
         with pytest.raises(ValueError):
             fused._maxsim.score(*arguments.values())
+        return
+    fused._maxsim.score(*arguments.values())
+    expected = [160.0 if first <= i < last and starts[i] < ends[i] else 0.0 for i in range(3)]
+    assert arguments["out"].tolist() == [expected] * 2
 
 
 @needs_extension
@@ -207,3 +213,24 @@ def test_one_vector_that_is_no_number_is_noticed_among_many():
     vectors[20, 2] = np.nan
     with pytest.raises(ValueError, match="a score is not finite"):
         maxsim_matrix(np.ones((3, 4), np.float32), np.array([0, 3]), vectors, np.array([0, 50]))
+
+
+@given(st.integers(0, 2**32), st.sampled_from(["float32", "float16", "int8"]))
+@settings(max_examples=60, deadline=None)
+def test_documents_anywhere_in_any_order_and_overlapping(seed, dtype):
+    rng = np.random.default_rng(seed)
+    dim, rows = int(rng.integers(1, 20)), int(rng.integers(1, 300))
+    vectors = (rng.standard_normal((rows, dim)) * 9).astype(dtype)
+    scales = rng.random(rows, dtype=np.float32) if dtype == "int8" else None
+    edges = np.sort(rng.integers(0, rows + 1, (int(rng.integers(1, 40)), 2)), axis=1)
+    starts, ends = edges[:, 0], edges[:, 1]
+    lengths = rng.integers(0, 40, 3)
+    query_offsets = np.concatenate([[0], np.cumsum(lengths)])
+    queries = rng.standard_normal((query_offsets[-1], dim)).astype(np.float32)
+    weights = rng.standard_normal(len(queries)).astype(np.float32)
+    whole = vectors.astype(np.float32) * (1 if scales is None else scales[:, None])
+    for rule in (MaxSim(), MaxSim("l2"), MaxSim(normalize="query")):
+        got = rule.stored(queries, query_offsets, vectors, starts, ends, lambda r: whole[r], weights, scales)
+        for d, (a, b) in enumerate(edges):
+            expected = rule.matrix(queries, query_offsets, whole[a:b], np.array([0, b - a]), weights)[:, 0]
+            np.testing.assert_allclose(got[:, d], expected, rtol=1e-4, atol=1e-2)
