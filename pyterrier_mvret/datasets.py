@@ -175,6 +175,8 @@ class Limit(Dataset):
 
     def get_topics(self, variant: str | None = None) -> pd.DataFrame:
         """Topics with ``qid`` and ``query``."""
+        if variant is not None:
+            raise ValueError(f"mvret:limit has one set of topics; got {variant!r}")
         return pd.DataFrame(self._content[1], columns=["qid", "query"])
 
     def get_qrels(self, variant: str | None = None) -> pd.DataFrame:

@@ -91,8 +91,9 @@ def stanford_beside_modules(folder: Path) -> Path:
     stanford(folder, architecture="BertModel")
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
     (folder / "modules.json").write_text(json.dumps(modules))
-    edit(folder / "config_sentence_transformers.json", prompts={"query": "query: "})
-    edit(folder / "sentence_bert_config.json", max_seq_length=7, do_lower_case=False)
+    # files that contradict Stanford's: a prompt, and a length that would cut documents
+    edit(folder / "config_sentence_transformers.json", prompts={"query": "who ", "document": "it "})
+    edit(folder / "sentence_bert_config.json", max_seq_length=7, query_length=5, document_length=6)
     return folder
 
 

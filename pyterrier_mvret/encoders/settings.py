@@ -133,6 +133,11 @@ def _mask(model: "MultiVectorEncoder") -> Any:
     return next((m for m in model if isinstance(m, MultiVectorMask)), None)
 
 
+def state(model: "MultiVectorEncoder") -> tuple[Any, ...]:
+    """Changes with whatever the digest covers, as far as PyTorch notices: steps of training, exchanged weights."""
+    return (normalizes(model), *((p.data_ptr(), p._version) for p in model.parameters()))
+
+
 def digest(model: "MultiVectorEncoder") -> str:
     """Twelve hexadecimal digits over all weights that reach a token vector, and the normalisation."""
     sha = hashlib.sha256(str(normalizes(model)).encode())

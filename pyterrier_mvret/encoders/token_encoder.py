@@ -105,10 +105,7 @@ class TokenEncoder(Configured):
         self.revision, self.trust_remote_code, self.cache_folder = revision, trust_remote_code, cache_folder
         self.verbose = verbose
         if not isinstance(self.name, str):
-            own = ("name", "batch_size")
-            changed = [p.name for p in self._parameters() if p.name not in own and getattr(self, p.name) != p.default]
-            if changed:
-                raise ValueError(f"{', '.join(changed)}: a model in memory is used as it is; change the model itself")
+            self._check_in_memory()
 
     # ------------------------------------------------------------------ encoding
 
@@ -150,7 +147,8 @@ class TokenEncoder(Configured):
         parts: list[tuple[npt.NDArray[Any], ...]] = [()] * len(unique)
         batches = range(0, len(unique), self.batch_size)
         show = self.verbose if verbose is None else verbose
-        for start in pt.tqdm(batches, desc=f"encoding {task}s", unit="batch", disable=not show):
+        what = "queries" if task == "query" else "documents"
+        for start in pt.tqdm(batches, desc=f"encoding {what}", unit="batch", disable=not show):
             batch = unique[start : start + self.batch_size]
             for text, part in zip(batch, self._forward(batch, task), strict=True):
                 parts[place[text]] = part
@@ -179,8 +177,13 @@ class TokenEncoder(Configured):
         wanted = {"text": {"return_offsets_mapping": True}} if fast else None
         features = model.preprocess(texts, prompt=prefix, task=task, processing_kwargs=wanted)
         spans = features.pop("offset_mapping", None)
-        with torch.inference_mode():
-            out = model(batch_to_device(features, model.device), task=task)
+        training = model.training
+        model.eval()  # no dropout, also between two steps of training
+        try:
+            with torch.inference_mode():
+                out = model(batch_to_device(features, model.device), task=task)
+        finally:
+            model.train(training)
         masks = out["attention_mask"].bool()
         vectors = [v[m].float().cpu().numpy() for v, m in zip(out["token_embeddings"], masks, strict=True)]
         token_ids = out["input_ids"]
@@ -222,12 +225,12 @@ class TokenEncoder(Configured):
         return models.label(self.name) if isinstance(self.name, str) else type(self.name).__name__
 
     def _digest(self) -> str:
-        version = sum(p._version for p in self.model.parameters())  # training in place moves it
-        if self._weights is None or self._weights[0] != version:
-            self._weights = (version, settings.digest(self.model))
+        state = settings.state(self.model)
+        if self._weights is None or self._weights[0] != state:
+            self._weights = (state, settings.digest(self.model))
         return self._weights[1]
 
-    _weights: tuple[int, str] | None = None
+    _weights: tuple[Any, str] | None = None
     _opened: "tuple[Any, MultiVectorEncoder] | None" = None
 
     def describe(self) -> dict[str, Any]:
@@ -249,28 +252,43 @@ class TokenEncoder(Configured):
 
         A model that was passed in is used as it is and never changed, so it takes no settings here.
         """
-        key = self._identity()
+        if not isinstance(self.name, str):
+            self._check_in_memory()
+            return self.name
+        # what only says how the work is done does not make another model
+        key = [(name, copy.copy(value)) for name, value in self._identity() if name not in ("batch_size", "device")]
         if self._opened is None or self._opened[0] != key:
             self._weights = None
-            self._opened = (key, self._open())
-        return self._opened[1]
+            self._opened = (key, self._open(self.name))
+        model = self._opened[1]
+        if self.device is not None and self.device != self._at:
+            model.to(self.device)
+            self._at = self.device
+        return model
 
-    def _open(self) -> "MultiVectorEncoder":
+    _at: str | None = None
+
+    def _check_in_memory(self) -> None:
+        own = ("name", "batch_size")
+        changed = [p.name for p in self._parameters() if p.name not in own and getattr(self, p.name) != p.default]
+        if changed:
+            raise ValueError(f"{', '.join(changed)}: a model in memory is used as it is; change the model itself")
+
+    def _open(self, name: str) -> "MultiVectorEncoder":
         import torch
         from sentence_transformers.util import get_device_name
 
-        if not isinstance(self.name, str):
-            return self.name
-        if self.revision is not None and Path(self.name).is_dir():
-            raise ValueError(f"revision={self.revision!r} is for names on the model hub; {self.name} is a folder")
-        folder = checkpoints.local_folder(self.name, self.revision, self.cache_folder, self.trust_remote_code)
+        if self.revision is not None and Path(name).is_dir():
+            raise ValueError(f"revision={self.revision!r} is for names on the model hub; {name} is a folder")
+        folder = checkpoints.local_folder(name, self.revision, self.cache_folder, self.trust_remote_code)
         layout = checkpoints.detect(folder)
         model = checkpoints.open_checkpoint(folder, layout, self.init_projection, self.trust_remote_code)
         settings.apply(self, model, layout)
         digest = settings.digest(model) if self.dtype != "float32" else None  # of the weights before they are rounded
         model.to(device=self.device or get_device_name(), dtype=getattr(torch, self.dtype)).eval()
         if digest is not None:
-            self._weights = (sum(p._version for p in model.parameters()), digest)
+            self._weights = (settings.state(model), digest)
+        self._at = self.device
         settings.check_probe(model, self._label)
         return model
 
@@ -288,4 +306,4 @@ class TokenEncoder(Configured):
 
     def __getstate__(self) -> Mapping[str, Any]:
         # settings travel, weights do not: a copy in another process opens the checkpoint itself
-        return {k: v for k, v in self.__dict__.items() if k not in ("_opened", "_weights")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_opened", "_weights", "_at")}

@@ -144,7 +144,8 @@ class SegmentBuilder:
         value = record.get(frames.DOC_EMBS)
         if frames.is_missing(value):
             raise ValueError(f"document {name!r} has no {frames.DOC_EMBS}: put an encoder before the index")
-        return frames.matrix(value, f"{frames.DOC_EMBS} of document {name!r}")
+        # a copy: a generator may use one array for all its documents
+        return frames.matrix(value, f"{frames.DOC_EMBS} of document {name!r}").copy()
 
     @staticmethod
     def _extra(
@@ -204,7 +205,13 @@ class SegmentBuilder:
         for field, array in lookup.items():
             self._write(field, docnos.FIELDS[field], None, array)
         files = {field: writer.close() for field, writer in self._writers.items()}
-        return {"documents": self.documents, "vectors": self.vectors, "empty": self.empty, "files": files}
+        return {
+            "documents": self.documents,
+            "vectors": self.vectors,
+            "empty": self.empty,
+            "hash_probe": docnos.hash_probe(),
+            "files": files,
+        }
 
     def abort(self) -> None:
         """Lets go of the files."""

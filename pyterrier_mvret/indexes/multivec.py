@@ -12,7 +12,6 @@ from pyterrier_mvret.component import Configured
 from pyterrier_mvret.indexes import segments
 from pyterrier_mvret.indexes.builder import SegmentBuilder, records_of
 from pyterrier_mvret.indexes.codecs import CODECS
-from pyterrier_mvret.indexes.docnos import hash_probe
 from pyterrier_mvret.indexes.stages import MultiVecIndexer, MultiVecRetriever, MultiVecScorer, VecLoader, scoring_of
 from pyterrier_mvret.indexes.store import Store, digest_of
 from pyterrier_mvret.scoring import MaxSim
@@ -145,9 +144,9 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         if mode not in ("create", "overwrite", "append"):
             raise ValueError(f"mode must be 'create', 'overwrite' or 'append', got {mode!r}")
         records = records_of(iter)
-        self._check_target(mode)  # before the folder is touched, and again once no other process can write
-        with segments.writing(self.path) as scratch:
-            self._check_target(mode)
+        if self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(f"{self.path} exists and is no index: it is left alone")
+        with segments.writing(self.path, lambda: self._check_target(mode)) as scratch:
             present = self._present(mode)
             if present is not None:
                 segments.keep_only(self.path, [scratch.name, *_names(present)])
@@ -212,7 +211,6 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
             "dim": None,
             "store_ids": self.store_ids,
             "store_offsets": self.store_offsets,
-            "hash_probe": hash_probe(),
             "encoder": None,
             "segments": [],
         }
@@ -306,9 +304,18 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         Raises:
             DamagedIndexError: naming the first file that differs.
         """
-        for entry in self._manifest_on_disk()["segments"]:
-            for field, file in entry["files"].items():
-                segments.check_digest(self.path / entry["name"] / f"{field}.npy", file)
+        manifest = self._manifest_on_disk()
+        while True:
+            try:
+                for entry in manifest["segments"]:
+                    for field, file in entry["files"].items():
+                        segments.check_digest(self.path / entry["name"] / f"{field}.npy", file)
+                break
+            except segments.DamagedIndexError:
+                present = self._manifest_on_disk()
+                if present == manifest:
+                    raise
+                manifest = present  # replaced by another process while it was read
         self.__dict__.pop("store", None)
         len(self)
 

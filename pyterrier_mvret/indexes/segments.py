@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ except ImportError:  # not on Windows: there, nothing keeps two writers apart
     fcntl = None  # type: ignore[assignment]
 
 MANIFEST = "pt_meta.json"
+_KEYS = ("dtype", "dim", "store_ids", "store_offsets", "encoder", "segments")
+_SEGMENT_KEYS = ("name", "documents", "vectors", "empty", "hash_probe", "files")
 _SEGMENT = re.compile(r"segment-[0-9a-f]{8}(\.tmp)?")
 
 
@@ -126,28 +128,31 @@ def check_digest(path: Path, expected: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path, check: Callable[[], None]) -> Iterator[Path]:
     """Locks an index folder for one writer and yields a scratch folder for a segment; leaves nothing on failure.
+
+    Args:
+        path: the folder; made where there is none.
+        check: called once no other process can write, before anything is written; may refuse by raising.
 
     Raises:
         BlockingIOError: another process writes to the index.
     """
     created = [p for p in (path, *path.parents) if not p.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = _lock(path)
-    except BlockingIOError:
-        raise BlockingIOError(f"{path} is being written by another process") from None
+    lock = _lock(path)
     scratch = path / f"segment-{secrets.token_hex(4)}.tmp"
     try:
+        check()
         scratch.mkdir()
         yield scratch
     except BaseException:
-        shutil.rmtree(scratch.with_suffix(""), ignore_errors=True)  # complete, and named by no manifest
+        published, named = scratch.with_suffix(""), _named(path)
+        if named is not None and published.name not in named:  # an interrupt may come after the manifest was replaced
+            shutil.rmtree(published, ignore_errors=True)
         (path / f"{MANIFEST}.tmp").unlink(missing_ok=True)
         shutil.rmtree(scratch, ignore_errors=True)
         for folder in created:
-            with contextlib.suppress(OSError):  # somebody else put something there
+            with contextlib.suppress(OSError):  # not empty: it is needed, by us or by somebody else
                 folder.rmdir()
         raise
     finally:
@@ -156,17 +161,39 @@ def writing(path: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def _lock(path: Path) -> int | None:
-    """Locks the folder until the returned handle is closed, or the process ends however it ends."""
-    if fcntl is None:
-        return None
-    handle = os.open(path, os.O_RDONLY)
+def _named(path: Path) -> set[str] | None:
+    """The segments that the manifest names; nothing where it cannot be read."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise
-    return handle
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        return {entry["name"] for entry in manifest["segments"]}
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _lock(path: Path) -> int | None:
+    """Locks the folder, making it first, until the returned handle is closed or the process ends however it ends.
+
+    Raises:
+        BlockingIOError: somebody else holds the lock.
+    """
+    while True:
+        path.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            return None
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            raise BlockingIOError(f"{path} is being written by another process") from None
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # another writer failed and removed the folder that was locked: again
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
@@ -245,8 +272,13 @@ def read_manifest(path: Path, kind: tuple[str, str], version: int) -> dict[str, 
     found = (manifest.get("type"), manifest.get("format"))
     if found != kind:
         raise ValueError(f"{path} holds a {found[0]}.{found[1]}, not a {kind[0]}.{kind[1]}")
-    if not isinstance(manifest.get("version"), int) or not isinstance(manifest.get("segments"), list):
-        raise DamagedIndexError(f"{file} is damaged: it names no version or no segments")
+    if not isinstance(manifest.get("version"), int):
+        raise DamagedIndexError(f"{file} is damaged: it names no version")
     if manifest["version"] > version:
         raise ValueError(f"{path} has format version {manifest['version']}; this release reads up to {version}")
+    missing = [key for key in _KEYS if key not in manifest]
+    if not missing:
+        missing = [f"{key} of a segment" for key in _SEGMENT_KEYS for e in manifest["segments"] if key not in e]
+    if missing:
+        raise DamagedIndexError(f"{file} is damaged: it does not say {', '.join(missing)}")
     return manifest

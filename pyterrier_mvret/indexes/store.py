@@ -23,7 +23,7 @@ _READ_WHOLE = 1 << 26
 class Segment:
     """One segment, memory-mapped."""
 
-    def __init__(self, folder: Path, entry: Mapping[str, Any], codec: Codec, rehash: bool = False):
+    def __init__(self, folder: Path, entry: Mapping[str, Any], codec: Codec):
         self.codec = codec
         self.arrays = {field: open_array(folder / f"{field}.npy", file) for field, file in entry["files"].items()}
         self.offsets: Ints = self.arrays["offsets"]
@@ -34,7 +34,7 @@ class Segment:
             if field not in _A_TOKEN and file["bytes"] <= _READ_WHOLE:
                 check_digest(folder / f"{field}.npy", file)
         tables = {name: self.arrays[name] for name in FIELDS}
-        if rehash:
+        if entry["hash_probe"] != hash_probe():  # written by a release that hashes otherwise
             positions = np.arange(entry["documents"], dtype=np.int64)
             tables |= lookup_arrays(hashes(DocnoTable(tables).names(positions)))
         self.docnos = DocnoTable(tables)
@@ -58,8 +58,10 @@ class Store:
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
         self.path, self.manifest = path, manifest
-        codec, rehash = CODECS[manifest["dtype"]], manifest["hash_probe"] != hash_probe()
-        self.segments = [Segment(path / entry["name"], entry, codec, rehash) for entry in manifest["segments"]]
+        if manifest["dtype"] not in CODECS:
+            raise DamagedIndexError(f"{path} stores {manifest['dtype']!r}, which is none of {', '.join(CODECS)}")
+        codec = CODECS[manifest["dtype"]]
+        self.segments = [Segment(path / entry["name"], entry, codec) for entry in manifest["segments"]]
         self.starts = np.concatenate([[0], np.cumsum([len(s) for s in self.segments])]).astype(np.int64)
 
     def __len__(self) -> int:

@@ -92,10 +92,7 @@ def maxsim_matrix(
     queries, vectors = np.asarray(queries), np.asarray(vectors)
     offsets = _checked_offsets(offsets, len(vectors), "offsets")
     query_offsets = _checked_offsets(query_offsets, len(queries), "query_offsets")
-    _check_rows(queries, "queries")
-    _check_rows(vectors, "vectors")
-    if queries.shape[1] != vectors.shape[1]:
-        raise ValueError(f"queries have {queries.shape[1]} dimensions, document vectors {vectors.shape[1]}")
+    _check_dimensions(queries, vectors)
     if weights is not None:
         weights = _checked_weights(weights, len(queries))
     queries = np.ascontiguousarray(queries, dtype=np.float32)
@@ -191,7 +188,8 @@ class MaxSim:
     Attributes:
         similarity: ``"cosine"`` scores inner products (cosines, as token vectors are unit vectors);
             ``"l2"`` scores ``-||q - d||^2``, which for unit vectors is ``2 S - 2 n`` for n query tokens: the same
-            ranking on another scale.
+            ranking on another scale. Computed from inner products in float32, so a distance that is tiny beside
+            the vectors' own length is not resolved.
         normalize: ``"query"`` divides by the number of query tokens, so that cosines lie in [-1, 1] whatever the
             query's length; none leaves the sum.
 
@@ -264,15 +262,16 @@ class MaxSim:
         queries, vectors = np.asarray(queries), np.asarray(vectors)
         if self.similarity == "l2":
             # -||q - d||^2 = 2 (<q, d> - ||d||^2 / 2) - ||q||^2: one more dimension makes it an inner product
-            _check_rows(queries, "queries")
-            _check_rows(vectors, "vectors")
+            _check_dimensions(queries, vectors)
             norms = _squared_norms(queries)
             queries = np.column_stack([queries, np.full(len(queries), -0.5, np.float32)])
             vectors = np.column_stack([vectors, _squared_norms(vectors)])
         sums = maxsim_matrix(queries, query_offsets, vectors, offsets, weights)
         if self.similarity == "l2":
-            mass = norms if weights is None else norms * np.asarray(weights, np.float32)
-            sums = 2 * sums - _segment_sum(mass[:, None], np.asarray(query_offsets, np.int64))
+            with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+                mass = norms if weights is None else norms * np.asarray(weights, np.float32)
+                sums = 2 * sums - _segment_sum(mass[:, None], np.asarray(query_offsets, np.int64))
+            sums = _checked_scores(sums)
         return self._per_query(sums, query_offsets, np.diff(offsets) == 0)
 
     def _per_query(self, sums: Floats, query_offsets: Array, empty: npt.NDArray[np.bool_]) -> Floats:
@@ -306,7 +305,8 @@ def ragged_rows(starts: Array, lengths: Array) -> npt.NDArray[np.int64]:
 
 def _squared_norms(rows: Array) -> Floats:
     rows = np.asarray(rows, dtype=np.float32)
-    return np.einsum("ij,ij->i", rows, rows)
+    with np.errstate(over="ignore"):
+        return np.einsum("ij,ij->i", rows, rows)
 
 
 def _segment_sum(rows: Floats, offsets: npt.NDArray[np.int64]) -> Floats:
@@ -318,6 +318,13 @@ def _segment_sum(rows: Floats, offsets: npt.NDArray[np.int64]) -> Floats:
     if len(filled):
         sums[filled] = np.add.reduceat(rows, offsets[filled], axis=0)
     return sums
+
+
+def _check_dimensions(queries: Array, vectors: Array) -> None:
+    _check_rows(queries, "queries")
+    _check_rows(vectors, "vectors")
+    if queries.shape[1] != vectors.shape[1]:
+        raise ValueError(f"queries have {queries.shape[1]} dimensions, document vectors {vectors.shape[1]}")
 
 
 def _check_rows(array: Array, name: str) -> None:

@@ -128,7 +128,8 @@ def test_value_semantics_and_pickling(tiny, tiny_encoder):
     assert mv.TokenEncoder(tiny, doc_length=9) != mv.TokenEncoder(tiny)
     assert repr(mv.TokenEncoder("x", doc_length=9)) == "TokenEncoder(name='x', doc_length=9)"
     again = pickle.loads(pickle.dumps(tiny_encoder))
-    assert "model" not in vars(again)
+    assert "_opened" not in vars(again)
+    assert len(pickle.dumps(tiny_encoder)) < 2000
     np.testing.assert_allclose(again.encode_docs(["a cat"]).vectors, tiny_encoder.encode_docs(["a cat"]).vectors)
 
 
@@ -252,3 +253,48 @@ def test_a_setting_changed_after_use_is_in_force(tiny):
     assert len(encoder.encode_queries(["cat"]).vectors) == 12
     encoder.query_length = 8
     assert len(encoder.encode_queries(["cat"]).vectors) == 8
+
+
+def test_encoding_uses_no_dropout_and_leaves_the_mode_alone(tiny):
+    from sentence_transformers import MultiVectorEncoder
+
+    model = MultiVectorEncoder(str(tiny), device="cpu")
+    model.train()
+    encoder = mv.TokenEncoder(model)
+    first = encoder.encode_docs(["a cat sat"]).vectors
+    np.testing.assert_array_equal(encoder.encode_docs(["a cat sat"]).vectors, first)
+    assert model.training
+
+
+def test_training_in_place_survives_another_batch_size_and_is_noticed(tiny):
+    encoder = mv.TokenEncoder(tiny, device="cpu")
+    before = encoder.space
+    with torch.no_grad():
+        for parameter in encoder.model.parameters():
+            parameter.add_(0.3)
+    trained = encoder.space
+    assert trained != before
+    encoder.batch_size = 8
+    assert encoder.space == trained
+    encoder.normalize = False  # another encoder: read anew
+    assert encoder.space not in (before, trained)
+    words = mv.TokenEncoder(tiny, skiplist=["cat"], device="cpu")
+    words.encode_docs(["a cat and dog"])
+    words.skiplist.append("dog")
+    kept = words.tokens(words.encode_docs(["a cat and dog"]).token_ids)
+    assert kept == ["[CLS]", "[unused1]", "a", "and", "[SEP]"]
+
+
+def test_the_digest_of_a_model_in_memory_follows_its_modules(tiny):
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules import Normalize
+
+    model = MultiVectorEncoder(str(tiny), device="cpu")
+    encoder = mv.TokenEncoder(model)
+    before = encoder.space
+    for key in [k for k, m in model.named_children() if isinstance(m, Normalize)]:
+        delattr(model, key)
+    assert encoder.space != before
+    encoder.query_length = 6
+    with pytest.raises(ValueError, match="query_length: a model in memory is used as it is"):
+        encoder.encode_queries(["cat"])

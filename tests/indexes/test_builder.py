@@ -1,6 +1,7 @@
 """Building: what may come in, modes, interruptions, and what is left behind."""
 
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -364,3 +365,95 @@ def test_an_encoders_name_that_is_no_description(path):
     with pytest.raises(ValueError, match="was built with encoder a#1; these documents come from b#2"):
         index.index(stream(), mode="append")
     assert calls == [1]  # known at the first document, not after hours of encoding
+
+
+@pytest.mark.parametrize("mode", ["create", "append", "overwrite"])
+def test_an_interrupt_at_any_step_leaves_a_whole_index(path, mode, monkeypatch):
+    """Interrupts every call of the functions that touch files, one after the other, before and after it acts."""
+    from pyterrier_mvret.indexes import segments
+
+    names = ["keep_only", "publish", "write_manifest", "_sync_folder"]
+    seen = set()
+    for step in range(60):
+        if path.exists():
+            shutil.rmtree(path)
+        if mode != "create":
+            build(path, documents(5))
+        calls = iter(range(1000))
+
+        def interrupted(function, name, stop=step, calls=calls):
+            def run(*arguments):
+                if next(calls) == stop:
+                    seen.add((name, "before"))
+                    raise KeyboardInterrupt
+                result = function(*arguments)
+                if next(calls) == stop:
+                    seen.add((name, "after"))
+                    raise KeyboardInterrupt
+                return result
+
+            return run
+
+        with monkeypatch.context() as patch:
+            for name in names:
+                patch.setattr(segments, name, interrupted(getattr(segments, name), name))
+            try:
+                build_or_add(path, mode)
+                finished = True
+            except KeyboardInterrupt:
+                finished = False
+        old, new = (0 if mode == "create" else 5), {"create": 3, "append": 8, "overwrite": 3}[mode]
+        if mv.MultiVecIndex(path).built():
+            index = mv.MultiVecIndex(path)
+            index.verify()
+            assert len(index) in (old, new)
+        else:
+            assert mode == "create"
+        if finished:
+            break
+    assert finished
+    assert {("write_manifest", "after"), ("keep_only", "before"), ("publish", "after")} <= seen
+
+
+def build_or_add(path, mode):
+    mv.MultiVecIndex(path).index(documents(3, prefix="n"), mode=mode)
+
+
+def test_what_a_killed_writer_left_beside_the_manifest_is_no_obstacle(path):
+    path.mkdir()
+    (path / "pt_meta.json.tmp").write_text("{")
+    (path / "segment-0123abcd.tmp").mkdir()
+    (path / "segment-0123abcd").mkdir()
+    index = build(path)
+    assert sorted(p.name for p in path.iterdir()) == sorted(["pt_meta.json", index.manifest["segments"][0]["name"]])
+
+
+def test_a_folder_removed_between_opening_and_locking_is_made_again(path, monkeypatch):
+    from pyterrier_mvret.indexes import segments
+
+    flock = segments.fcntl.flock
+
+    def slow(handle, how):
+        monkeypatch.setattr(segments.fcntl, "flock", flock)
+        path.rmdir()  # as a writer does that failed
+        return flock(handle, how)
+
+    monkeypatch.setattr(segments.fcntl, "flock", slow)
+    assert len(build(path)) == 50
+
+
+def test_one_array_for_all_documents(path):
+    def stream():
+        buffer = np.zeros((1, DIM), np.float32)
+        for i in range(3):
+            buffer[:] = i
+            yield {"docno": f"d{i}", "doc_embs": buffer}
+
+    index = build(path, stream(), dtype="float32")
+    loaded = index.vec_loader()(pd.DataFrame({"docno": ["d0", "d1", "d2"]}))["doc_embs"]
+    assert [v[0, 0] for v in loaded] == [0, 1, 2]
+
+
+def test_a_frame_whose_encoder_column_has_holes_is_unlabelled(path):
+    frame = pd.DataFrame(documents(3)).assign(doc_encoder=[np.nan, None, np.nan])
+    assert build(path, frame).info()["encoder"] is None

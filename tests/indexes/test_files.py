@@ -163,14 +163,63 @@ def test_manifests_that_say_nothing(path, content):
         len(mv.MultiVecIndex(path))
 
 
-def test_names_are_found_also_where_another_release_hashes_otherwise(path):
-    docs, index = documents(), build(path)
+def test_names_are_found_also_where_another_release_hashes_otherwise(path, monkeypatch):
+    from pyterrier_mvret.indexes import docnos, store
+
+    build(path)
+    usual = docnos.hashes
+    with monkeypatch.context() as patch:
+        for module in (docnos, store):
+            patch.setattr(module, "hashes", lambda names: usual([f"#{name}" for name in names]))
+        other = mv.MultiVecIndex(path).index(documents(5, prefix="n"), mode="append")
+        assert other.store.positions(["d1", "n1", "zz"]).tolist() == [1, 51, -1]
+    again = mv.MultiVecIndex(path)  # one segment hashed in each way
+    assert again.store.positions(["d1", "n1", "zz"]).tolist() == [1, 51, -1]
+    with pytest.raises(ValueError, match="docno 'n0' is already in the index"):
+        again.index(documents(5, prefix="n"), mode="append")
+
+
+def test_verifying_while_another_process_replaces_the_index(path, monkeypatch):
+    from pyterrier_mvret.indexes import segments
+
+    index, check = build(path), segments.check_digest
+
+    def meddling(*arguments):
+        monkeypatch.setattr(segments, "check_digest", check)
+        mv.MultiVecIndex(path).index(documents(3, prefix="new"), mode="overwrite")
+        return check(*arguments)
+
+    monkeypatch.setattr(segments, "check_digest", meddling)
+    index.verify()
+    assert len(index) == 3  # what it now holds was read
+
+
+@pytest.mark.parametrize("key", ["dtype", "dim", "encoder", "segments", "store_ids"])
+def test_incomplete_manifests(path, key):
+    build(path)
     manifest = json.loads((path / "pt_meta.json").read_text())
-    (path / "pt_meta.json").write_text(json.dumps({**manifest, "hash_probe": 1}))
-    names = [d["docno"] for d in docs]
-    again = mv.MultiVecIndex(path)
-    assert again.store.positions(names).tolist() == list(range(len(names)))
-    assert index.store.positions(names).tolist() == list(range(len(names)))
+    (path / "pt_meta.json").write_text(json.dumps({k: v for k, v in manifest.items() if k != key}))
+    with pytest.raises(DamagedIndexError, match=f"does not say {key}"):
+        len(mv.MultiVecIndex(path))
+    broken = {**manifest, "segments": [{k: v for k, v in manifest["segments"][0].items() if k != "files"}]}
+    (path / "pt_meta.json").write_text(json.dumps(broken))
+    with pytest.raises(DamagedIndexError, match="does not say files of a segment"):
+        len(mv.MultiVecIndex(path))
+    (path / "pt_meta.json").write_text(json.dumps({**manifest, "dtype": "float8"}))
+    with pytest.raises(DamagedIndexError, match="'float8', which is none of float32"):
+        len(mv.MultiVecIndex(path))
+
+
+def test_copies_for_other_processes_carry_no_vectors(path):
+    index = build(path)
+    stages = [index.retriever(), index.scorer(), index.vec_loader()]
+    index.retriever()(topics())  # opened
+    assert all(len(pickle.dumps(stage)) < 2000 for stage in stages)
+
+
+def test_a_loaded_document_does_not_keep_the_others_in_memory(path):
+    loaded = build(path).vec_loader()(pd.DataFrame({"docno": ["d1", "d2"]}))
+    assert all(vectors.base is None for vectors in loaded["doc_embs"])
 
 
 def test_one_search_sees_one_index(path):

@@ -87,8 +87,9 @@ def test_query_weights(path):
         d = next(d["doc_embs"] for d in docs if d["docno"] == row.docno)
         assert row.score == pytest.approx(reference(row.query_embs, d, row.query_weights), abs=1e-4)
     np.testing.assert_allclose(index.scorer()(results)["score"], results["score"], atol=1e-5)
-    with pytest.raises(ValueError, match="query_weights of query 'q0' must be 4 finite numbers"):
-        index.retriever()(topics(1).assign(query_weights=[np.ones(3)]))
+    for wrong in (np.ones(3), np.array([1, 2, np.nan, 1])):
+        with pytest.raises(ValueError, match="query_weights of query 'q0' must be 4 finite numbers"):
+            index.retriever()(topics(1).assign(query_weights=[wrong]))
 
 
 def test_an_empty_document_is_scored_below_all_and_never_retrieved(path):

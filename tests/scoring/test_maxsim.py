@@ -242,3 +242,19 @@ def test_l2_is_the_negative_squared_distance_for_any_vectors(case):
 def test_pairs_check_their_weights():
     with pytest.raises(ValueError, match="weights must have one number a query token, 2"):
         maxsim_pairs(np.ones((2, 3)), np.array([0, 2]), np.ones((4, 3)), np.array([0, 4]), np.ones(9))
+
+
+def test_each_query_is_divided_by_its_own_length():
+    rng = np.random.default_rng(4)
+    queries, d = rng.standard_normal((7, 3)), rng.standard_normal((5, 3))
+    query_offsets, offsets = np.array([0, 2, 2, 7]), np.array([0, 3, 5])
+    sums = MaxSim().matrix(queries, query_offsets, d, offsets)
+    means = MaxSim(normalize="query").matrix(queries, query_offsets, d, offsets)
+    np.testing.assert_allclose(means, sums / np.array([[2], [1], [5]]), rtol=1e-6)
+
+
+def test_l2_beyond_float32_and_of_other_dimensions():
+    with pytest.raises(ValueError, match="a score is not finite"):
+        MaxSim("l2").scores(np.full((1, 3), 1e20, "f4"), np.ones((1, 3), "f4"), np.array([0, 1]))
+    with pytest.raises(ValueError, match="queries have 3 dimensions, document vectors 5"):
+        MaxSim("l2").scores(np.ones((1, 3)), np.ones((1, 5)), np.array([0, 1]))
