@@ -146,6 +146,7 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         records = records_of(iter)
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path} exists and is no index: it is left alone")
+        self.__dict__.pop("store", None)  # opened anew after this, however it ends
         with segments.writing(self.path, lambda: self._check_target(mode)) as scratch:
             present = self._present(mode)
             if present is not None:
@@ -172,7 +173,6 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
                 builder.abort()
             segments.write_manifest(self.path, manifest)
             segments.keep_only(self.path, _names(manifest))
-        self.__dict__.pop("store", None)
         return self
 
     def _check_target(self, mode: Mode) -> None:
@@ -191,6 +191,8 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         try:
             return segments.read_manifest(self.path, _KIND, _VERSION)
         except segments.DamagedIndexError:
+            if segments.holds_other_files(self.path):  # perhaps never was an index of ours
+                raise
             return None
 
     def index_inputs(self) -> list[list[str]]:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import pyterrier_mvret as mv
+from pyterrier_mvret.indexes.segments import DamagedIndexError
 from tests.indexes.vectors import DIM, build, documents, topics
 
 
@@ -262,6 +263,10 @@ def test_overwrite_takes_new_settings_and_replaces_what_is_damaged(path):
     assert mv.MultiVecIndex(path).info()["dtype"] == "int8"
     (path / "pt_meta.json").write_text("{broken")
     assert len(mv.MultiVecIndex(path).index(documents(3), mode="overwrite")) == 3
+    (path / "pt_meta.json").write_text("{broken")
+    (path / "vecs.f4").write_text("of another kind of index")
+    with pytest.raises(DamagedIndexError):
+        mv.MultiVecIndex(path).index(documents(3), mode="overwrite")
 
 
 def test_a_manifest_that_cannot_be_written_changes_nothing(path, monkeypatch):
