@@ -17,6 +17,7 @@
 #endif
 
 #define BLOCK 32  /* query tokens that are scored together */
+#define LINE 16   /* floats in a cache line */
 #define CHUNK 128 /* rows that are decoded, and read by all query blocks, before the next */
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)

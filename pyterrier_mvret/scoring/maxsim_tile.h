@@ -19,6 +19,9 @@ TARGET static void JOIN(tile_, ISA)(const float *restrict rows, Py_ssize_t dim, 
         for (int v = 0; v < QUERY_VECTORS; v++)
             sums[r][v] = (JOIN(lanes_, ISA)){0};
     for (Py_ssize_t d = 0; d < dim; d++) {
+        if (d % LINE == 0) /* vectors come from memory: ask for the next tile while this one is computed */
+            for (int r = 0; r < ROWS; r++)
+                __builtin_prefetch(rows + (ROWS + r) * dim + d);
         JOIN(lanes_, ISA) q[QUERY_VECTORS];
         for (int v = 0; v < QUERY_VECTORS; v++)
             q[v] = *(const JOIN(lanes_, ISA) *)(query + d * BLOCK + v * LANES);
