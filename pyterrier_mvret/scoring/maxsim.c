@@ -18,7 +18,7 @@
 
 #define BLOCK 32  /* query tokens that are scored together */
 #define LINE 16   /* floats in a cache line */
-#define CHUNK 128 /* rows that are decoded, and read by all query blocks, before the next */
+#define CHUNK 96 /* rows that are decoded, and read by all query blocks, before the next; whole tiles of any ROWS */
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 
