@@ -1,5 +1,4 @@
 import os
-import warnings
 from pathlib import Path
 
 # nothing in the tests may reach for a model hub
@@ -46,9 +45,8 @@ def collection():
     def read(name: str):
         if not (DATA / name / "docs.jsonl.gz").is_file():
             pytest.skip(f"the collection {name} is not at {DATA}")
-        with warnings.catch_warnings():
-            from examples.common import load
+        from examples.common import load
 
-            return load(collection=str(DATA / name))
+        return load(collection=str(DATA / name))
 
     return read

@@ -57,6 +57,8 @@ def matrix(
     ``scales`` (one a row) int8 vectors count times their scale. The kernel checks that every document lies inside.
     """
     blocks, block_weights, owners = _in_blocks(queries, query_offsets, weights)
+    if not len(owners):  # queries without tokens add nothing
+        return
     documents, dim = len(starts), vectors.shape[1]
     starts, ends = (np.ascontiguousarray(a, dtype=np.int64) for a in (starts, ends))
     sizes = (_KINDS[vectors.dtype], len(owners), dim, len(vectors), len(query_offsets) - 1, documents)
