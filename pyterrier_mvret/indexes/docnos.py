@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pyterrier_mvret.scoring.maxsim import ragged_rows
+from pyterrier_mvret.scoring.ragged import ragged_rows
 
 Ints = npt.NDArray[np.int64]
 FIELDS = {

@@ -11,7 +11,8 @@ from pyterrier_mvret.frames import is_text
 from pyterrier_mvret.indexes.codecs import CODECS, Codec
 from pyterrier_mvret.indexes.docnos import FIELDS, DocnoTable, hash_probe, hashes, lookup_arrays
 from pyterrier_mvret.indexes.segments import DamagedIndexError, check_digest, open_array
-from pyterrier_mvret.scoring.maxsim import MaxSim, ragged_rows
+from pyterrier_mvret.scoring import MaxSim, StoredVectors
+from pyterrier_mvret.scoring.ragged import ragged_rows
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -38,19 +39,19 @@ class Segment:
             positions = np.arange(entry["documents"], dtype=np.int64)
             tables |= lookup_arrays(hashes(DocnoTable(tables).names(positions)))
         self.docnos = DocnoTable(tables)
+        self.stored = StoredVectors(self.arrays["vectors"], self.arrays.get("scales"))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def decode(self, rows: "slice | Ints") -> Floats:
         """Vectors of rows as float32."""
-        return self.codec.decode({name: np.asarray(self.arrays[name][rows]) for name in self.codec.fields})
+        return self.stored.floats(rows)
 
     def score(self, rule: MaxSim, queries: Floats, query_offsets: Ints, documents: Any, weights: Any = None) -> Floats:
         """Scores of packed queries with documents of this segment (positions or a slice): (queries, documents)."""
         starts, ends = self.offsets[:-1][documents], self.offsets[1:][documents]
-        vectors, scales = self.arrays["vectors"], self.arrays.get("scales")
-        return rule.stored(queries, query_offsets, vectors, starts, ends, self.decode, weights, scales)
+        return rule.stored(queries, query_offsets, self.stored, starts, ends, weights)
 
 
 class Store:

@@ -4,9 +4,21 @@ from pyterrier_mvret.scoring.maxsim import (
     EMPTY_DOCUMENT,
     MaxSim,
     backend,
+    maxima,
     maxsim_matrix,
     maxsim_packed,
     maxsim_pairs,
 )
+from pyterrier_mvret.scoring.stored import Residual, StoredVectors
 
-__all__ = ["EMPTY_DOCUMENT", "MaxSim", "backend", "maxsim_matrix", "maxsim_packed", "maxsim_pairs"]
+__all__ = [
+    "EMPTY_DOCUMENT",
+    "MaxSim",
+    "Residual",
+    "StoredVectors",
+    "backend",
+    "maxima",
+    "maxsim_matrix",
+    "maxsim_packed",
+    "maxsim_pairs",
+]

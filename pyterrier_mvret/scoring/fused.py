@@ -1,19 +1,20 @@
 """The compiled MaxSim kernel: whether it is here, and how Python hands it arrays.
 
 The kernel (``maxsim.c``) scores tiles of document rows against 32 query tokens at a time and keeps running maxima, so
-the matrix of all similarities is never written. Where the extension was not compiled, numpy does the same in
-``maxsim.py``.
+the matrix of all similarities is never written. Where the extension was not compiled, ``packed.py`` does the same.
 """
 
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from pyterrier_mvret.scoring.stored import StoredVectors
 
 try:
     from pyterrier_mvret.scoring import _maxsim  # type: ignore[attr-defined]
@@ -23,8 +24,10 @@ except ImportError:  # installed without a compiler
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
+#: the most similarities a query token can take from a document here; MOST_K in maxsim.c
+MOST_K = 8
 _BLOCK = 32  # query tokens a tile takes; BLOCK in maxsim.c
-_KINDS = {np.dtype("float32"): 0, np.dtype("float16"): 1, np.dtype("int8"): 2}
+_KINDS = {np.dtype("f4"): 0, np.dtype("f2"): 1, np.dtype("u2"): 2, np.dtype("i1"): 3, np.dtype("u1"): 4}
 # products below which a second thread costs more than it saves
 _PRODUCTS_A_THREAD = 1 << 22
 
@@ -35,50 +38,91 @@ def versions() -> tuple[str, ...]:
     return tuple(_maxsim.versions()) if _maxsim is not None else ()
 
 
-def takes(vectors: npt.NDArray[Any]) -> bool:
+def takes(stored: StoredVectors, k: int = 1) -> bool:
     """Whether the kernel is here and reads such vectors where they lie."""
+    vectors = stored.vectors
     plain = vectors.flags.c_contiguous and vectors.flags.aligned and vectors.shape[1] > 0
-    return bool(versions()) and vectors.dtype in _KINDS and plain
+    codes = (vectors.dtype == np.uint8) == (stored.residual is not None)
+    return bool(versions()) and vectors.dtype in _KINDS and plain and codes and k <= MOST_K
 
 
-def matrix(
+def add_scores(
     queries: Floats,
     query_offsets: Ints,
-    vectors: npt.NDArray[Any],
+    stored: StoredVectors,
     starts: Ints,
     ends: Ints,
     weights: Floats | None,
+    k: int,
     out: Floats,
-    scales: Floats | None = None,
 ) -> None:
     """Adds the scores of all packed queries with documents to ``out`` (queries, documents).
 
-    Documents are rows ``starts[d]:ends[d]`` of ``vectors``, anywhere and in any order; nothing is copied. With
-    ``scales`` (one a row) int8 vectors count times their scale. The kernel checks that every document lies inside.
+    Documents are rows ``starts[d]:ends[d]`` of the stored vectors, anywhere and in any order; nothing is copied. The
+    kernel checks that every document lies inside. Each query token counts its ``k`` best similarities.
     """
+    if len(queries):
+        _run(queries, query_offsets, stored, starts, ends, weights, k, out)
+
+
+def maxima(queries: Floats, stored: StoredVectors, starts: Ints, ends: Ints) -> Floats:
+    """The best similarity of each query token with each run of rows, (runs, query tokens); minus infinity for none."""
+    width = -(-len(queries) // _BLOCK) * _BLOCK
+    out = np.full((len(starts), width), -np.inf, dtype=np.float32)
+    if width:
+        _run(queries, np.array([0, len(queries)]), stored, starts, ends, None, 0, out)
+    return out[:, : len(queries)]
+
+
+def _run(
+    queries: Floats,
+    query_offsets: Ints,
+    stored: StoredVectors,
+    starts: Ints,
+    ends: Ints,
+    weights: Floats | None,
+    k: int,
+    out: Floats,
+) -> None:
     blocks, block_weights, owners = _in_blocks(queries, query_offsets, weights)
-    if not len(owners):  # queries without tokens add nothing
-        return
-    documents, dim = len(starts), vectors.shape[1]
+    documents, dim, residual = len(starts), stored.dim, stored.residual
     starts, ends = (np.ascontiguousarray(a, dtype=np.int64) for a in (starts, ends))
-    sizes = (_KINDS[vectors.dtype], len(owners), dim, len(vectors), len(query_offsets) - 1, documents)
+    refers = (None, None, None, 0, 0) if residual is None else (
+        residual.centroids, residual.ids, residual.by_byte, residual.bits, int(residual.unit)
+    )  # fmt: skip
+    arrays = (blocks, block_weights, owners, stored.vectors, starts, ends, out, stored.scales, *refers[:3])
+    flags = (_KINDS[stored.vectors.dtype], *refers[3:], k)
+    sizes = (len(owners), dim, len(stored), len(query_offsets) - 1, documents)
+    centroids = 0 if residual is None else len(residual.centroids)
 
     def run(first: int, last: int) -> None:
-        _maxsim.score(
-            versions()[0], blocks, block_weights, owners, vectors, starts, ends, out, scales, *sizes, first, last
-        )
+        _maxsim.score(versions()[0], *arrays, *flags, *sizes, centroids, first, last)
 
-    rows = np.cumsum(ends - starts)
-    products = len(owners) * _BLOCK * dim * int(rows[-1] if documents else 0)
-    parts = min(threads(), 1 + products // _PRODUCTS_A_THREAD, max(1, documents))
-    if parts == 1:
-        run(0, documents)
-        return
-    # whole documents a thread, about as many vectors each
-    cuts = np.searchsorted(rows, np.linspace(0, rows[-1], parts + 1)[1:-1]).tolist()
-    bounds = [0, *cuts, documents]
-    for done in [_pool(parts).submit(run, a, b) for a, b in pairwise(bounds) if a < b]:
-        done.result()
+    in_threads(run, np.cumsum(ends - starts), len(owners) * _BLOCK * dim)
+
+
+def in_threads(run: Callable[[int, int], None], rows: Ints, products: int) -> None:
+    """Calls ``run(first, last)`` for parts of the documents, about as many rows each, in as many threads as pay.
+
+    Args:
+        run: works on documents first to last, without the GIL.
+        rows: (documents,) rows up to the end of each document.
+        products: what a row costs.
+    """
+    documents = len(rows)
+    total = int(rows[-1]) if documents else 0
+    parts = min(threads(), 1 + products * total // _PRODUCTS_A_THREAD, max(1, documents))
+    cuts = np.searchsorted(rows, np.linspace(0, total, parts + 1)[1:-1]).tolist()
+    bounds = [(a, b) for a, b in pairwise([0, *cuts, documents]) if a < b]
+    others = [_pool(parts).submit(run, a, b) for a, b in bounds[1:]]
+    try:
+        if bounds:
+            run(*bounds[0])
+    finally:  # nobody writes into the results once this returns
+        for other in others:
+            other.exception()
+    for other in others:
+        other.result()
 
 
 def _in_blocks(queries: Floats, query_offsets: Ints, weights: Floats | None) -> tuple[Floats, Floats, Ints]:

@@ -16,44 +16,80 @@
 #define HAVE_X86 1
 #endif
 
-#define BLOCK 32  /* query tokens that are scored together */
-#define LINE 16   /* floats in a cache line */
-#define CHUNK 96 /* rows that are decoded, and read by all query blocks, before the next; whole tiles of any ROWS */
+#define BLOCK 32          /* query tokens that are scored together */
+#define LINE 16           /* floats in a cache line */
+#define CHUNK_BYTES 24576 /* of rows that are decoded, and read by all query blocks, before the next: most of the L1 */
+#define AHEAD 6           /* rows whose centroids are asked for before they are needed */
+#define MOST_K 8          /* similarities a query token may take from a document */
+#if defined(__GNUC__)
+#define NOINLINE __attribute__((noinline)) /* a tile needs all registers to itself */
+#else
+#define NOINLINE
+#endif
+/* unrolled early, else arrays of registers are arrays in memory */
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define UNROLL _Pragma("GCC unroll 12")
+#else
+#define UNROLL
+#endif
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 
-#define BUFFERS 8 /* queries weights owners vectors starts out scales ends */
-
-enum { KIND_FLOAT32, KIND_FLOAT16, KIND_INT8, KINDS };
-static const Py_ssize_t ITEM[KINDS] = {4, 2, 1};
+enum { NO_MEMORY = -1, NO_CENTROID = -2 };
+enum { KIND_FLOAT32, KIND_FLOAT16, KIND_BFLOAT16, KIND_INT8, KIND_RESIDUAL, KINDS };
+static const int BITS[KINDS] = {32, 16, 16, 8, 0}; /* a dimension takes; residual codes say themselves */
 
 typedef struct {
-    const float *queries;   /* [blocks][dim][BLOCK] */
+    const float *queries;   /* [blocks][dim][BLOCK]; whole numbers from -127 to 127 for int8 */
     const float *weights;   /* [blocks][BLOCK], zero where a block is not full */
     const int64_t *owners;  /* [blocks] which query a block belongs to */
     const void *vectors;    /* [rows][dim] of a kind */
     const float *scales;    /* [rows] for int8, or nothing */
     const int64_t *starts;  /* [documents] the first row of each document */
     const int64_t *ends;    /* [documents] the row after its last */
-    float *out;             /* [queries][documents], added to */
-    Py_ssize_t blocks, dim, documents, first, last;
-    int kind;
+    float *out;             /* [queries][documents], added to; or [documents][blocks][BLOCK] for maxima */
+    const float *centroids; /* [centroid_count][dim] for residual codes */
+    const int32_t *ids;     /* [rows] each row's centroid */
+    const float *values;    /* [256][8 / bits] what the codes in a byte stand for */
+    Py_ssize_t blocks, dim, documents, first, last, centroid_count;
+    int kind, bits, unit; /* bits a dimension; unit: decoded rows are scaled to length one */
+    int k;                /* similarities a query token takes; 0 writes each token's maximum instead of sums */
 } job_t;
+
+/* Running maxima of a block: the k best of each token, best first, and a sum that is NaN once one was not finite. */
+#define STATE ((MOST_K + 1) * BLOCK)
 
 static void reset(float *state)
 {
-    for (int b = 0; b < BLOCK; b++) {
+    for (int b = 0; b < MOST_K * BLOCK; b++)
         state[b] = -INFINITY;
-        state[BLOCK + b] = 0.0f;
-    }
+    for (int b = 0; b < BLOCK; b++)
+        state[MOST_K * BLOCK + b] = 0.0f;
 }
 
-static float weighed(const float *best, const float *poison, const float *weights)
+/* A finished document: its score is added, or its maxima are written; then the state is made ready for the next. */
+static void finish(const job_t *job, Py_ssize_t block, Py_ssize_t document, float *state)
 {
-    float sum = 0.0f;
-    for (int b = 0; b < BLOCK; b++)
-        sum += weights[b] != 0.0f ? best[b] * weights[b] + poison[b] : 0.0f;
-    return sum;
+    const float *weights = job->weights + block * BLOCK, *poison = state + MOST_K * BLOCK;
+    if (job->k == 0) {
+        float *out = job->out + (document * job->blocks + block) * BLOCK;
+        for (int b = 0; b < BLOCK; b++)
+            out[b] = state[b] + poison[b];
+    } else {
+        float sum = 0.0f;
+        for (int b = 0; b < BLOCK; b++) {
+            if (weights[b] == 0.0f)
+                continue;
+            float best = state[b];
+            for (int t = 1; t < job->k && state[t * BLOCK + b] > -INFINITY; t++)
+                best += state[t * BLOCK + b];
+            sum += best * weights[b] + poison[b];
+        }
+        job->out[job->owners[block] * job->documents + document] += sum;
+    }
+    reset(state);
 }
 
 static float half_to_float(uint16_t half)
@@ -73,37 +109,45 @@ static float half_to_float(uint16_t half)
     return value;
 }
 
+/* the codes of a row are turned into floats, or into bytes where integers are multiplied, in one of these */
+typedef union {
+    float *floats;
+    uint8_t *bytes;
+    void *memory;
+} chunk_t;
+
 #ifdef HAVE_X86
+#define ISA vnni
+#define TARGET __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,fma,f16c")))
+#define LANES 16
+#define ROWS 12
+#define BYTES 1
+#include "maxsim_tile.h"
+
 #define ISA avx512
 #define TARGET __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c")))
 #define LANES 16
 #define ROWS 12
-#define HALF_LANES 16
+#define BYTES 0
 #include "maxsim_tile.h"
-#undef ISA
-#undef TARGET
-#undef LANES
-#undef ROWS
-#undef HALF_LANES
 
 #define ISA avx2
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #define LANES 8
 #define ROWS 2
-#define HALF_LANES 8
+#define BYTES 0
 #include "maxsim_tile.h"
-#undef ISA
-#undef TARGET
-#undef LANES
-#undef ROWS
-#undef HALF_LANES
 #endif
 
 #define ISA baseline
 #define TARGET
 #define LANES 4
+#ifdef __aarch64__ /* NEON has 32 registers of 4 floats */
+#define ROWS 3
+#else
 #define ROWS 1
-#define HALF_LANES 0
+#endif
+#define BYTES 0
 #include "maxsim_tile.h"
 
 typedef int (*run_t)(const job_t *);
@@ -112,20 +156,28 @@ static const struct {
     run_t run;
 } VERSIONS[] = {
 #ifdef HAVE_X86
+    {"avx512-vnni", run_vnni},
     {"avx512", run_avx512},
     {"avx2", run_avx2},
 #endif
+#ifdef __aarch64__
+    {"neon", run_baseline},
+#else
     {"baseline", run_baseline},
+#endif
 };
 #define COUNT ((int)(sizeof VERSIONS / sizeof VERSIONS[0]))
 
 static int supported(int version)
 {
 #ifdef HAVE_X86
+    int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                 __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
     if (version == 0)
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+        return avx512 && __builtin_cpu_supports("avx512vnni");
     if (version == 1)
+        return avx512;
+    if (version == 2)
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #endif
     return version == COUNT - 1;
@@ -145,6 +197,8 @@ static PyObject *versions(PyObject *self, PyObject *unused)
     return names;
 }
 
+enum { QUERIES, WEIGHTS, OWNERS, VECTORS, STARTS, ENDS, OUT, SCALES, CENTROIDS, IDS, VALUES, BUFFERS };
+
 /* What is wrong with the sizes of the buffers, or NULL. */
 static const char *misfit(const job_t *job, const Py_buffer *b, Py_ssize_t rows, Py_ssize_t queries)
 {
@@ -153,22 +207,36 @@ static const char *misfit(const job_t *job, const Py_buffer *b, Py_ssize_t rows,
         return "dim or rows out of range";
     if (job->blocks < 0 || job->blocks > most / (job->dim * BLOCK * 4) || queries < 0 || job->documents < 0)
         return "blocks, queries or documents out of range";
-    if (queries && job->documents > most / 4 / queries)
+    Py_ssize_t columns = job->k ? queries : job->blocks * BLOCK; /* numbers a document in out */
+    if (job->k < 0 || job->k > MOST_K)
+        return "k out of range";
+    if (columns && job->documents > most / 4 / columns)
         return "queries times documents out of range";
-    if (b[0].len != job->blocks * job->dim * BLOCK * 4)
+    if (b[QUERIES].len != job->blocks * job->dim * BLOCK * 4)
         return "queries do not have blocks * dim * 32 floats";
-    if (b[1].len != job->blocks * BLOCK * 4)
+    if (b[WEIGHTS].len != job->blocks * BLOCK * 4)
         return "weights do not have blocks * 32 floats";
-    if (b[2].len != job->blocks * 8)
+    if (b[OWNERS].len != job->blocks * 8)
         return "owners do not have one integer a block";
-    if (b[3].len != rows * job->dim * ITEM[job->kind])
+    if (job->kind == KIND_RESIDUAL && ((job->bits != 1 && job->bits != 2 && job->bits != 4) || job->dim * job->bits % 8))
+        return "residual codes take 1, 2 or 4 bits and whole bytes a row";
+    if (b[VECTORS].len != rows * (job->dim * job->bits / 8))
         return "vectors do not have rows * dim items";
-    if (job->scales && b[6].len != rows * 4)
+    if (job->scales && b[SCALES].len != rows * 4)
         return "scales do not have one float a row";
-    if (b[4].len != job->documents * 8 || b[7].len != job->documents * 8)
+    if (job->kind == KIND_RESIDUAL) {
+        if (job->centroid_count < 1 || job->centroid_count > INT32_MAX || job->centroid_count > most / (job->dim * 4) ||
+            b[CENTROIDS].len != job->centroid_count * job->dim * 4)
+            return "centroids do not have count * dim floats";
+        if (b[IDS].len != rows * 4)
+            return "ids do not have one integer a row";
+        if (b[VALUES].len != 256 * (8 / job->bits) * 4)
+            return "values do not have a float for each code in each byte";
+    }
+    if (b[STARTS].len != job->documents * 8 || b[ENDS].len != job->documents * 8)
         return "starts or ends do not have one integer a document";
-    if (b[5].len != queries * job->documents * 4)
-        return "out does not have queries * documents floats";
+    if (b[OUT].len != columns * job->documents * 4)
+        return "out does not have a float for each score";
     if (job->first < 0 || job->first > job->last || job->last > job->documents)
         return "first and last lie outside the documents";
     for (Py_ssize_t i = 0; i < job->blocks; i++)
@@ -188,9 +256,11 @@ static PyObject *score(PyObject *self, PyObject *arguments)
     job_t job;
     const char *name;
     int held = 0, done = 0, version = -1;
-    if (!PyArg_ParseTuple(arguments, "sOOOOOOOOinnnnnnn:score", &name, &objects[0], &objects[1], &objects[2], &objects[3],
-                          &objects[4], &objects[7], &objects[5], &objects[6], &job.kind, &job.blocks, &job.dim, &rows, &queries,
-                          &job.documents, &job.first, &job.last))
+    if (!PyArg_ParseTuple(arguments, "sOOOOOOOOOOOiiiinnnnnnnn:score", &name, &objects[QUERIES], &objects[WEIGHTS],
+                          &objects[OWNERS], &objects[VECTORS], &objects[STARTS], &objects[ENDS], &objects[OUT],
+                          &objects[SCALES], &objects[CENTROIDS], &objects[IDS], &objects[VALUES], &job.kind, &job.bits,
+                          &job.unit, &job.k, &job.blocks, &job.dim, &rows, &queries, &job.documents,
+                          &job.centroid_count, &job.first, &job.last))
         return NULL;
     for (int i = 0; i < COUNT; i++)
         if (supported(i) && strcmp(name, VERSIONS[i].name) == 0)
@@ -199,20 +269,31 @@ static PyObject *score(PyObject *self, PyObject *arguments)
         PyErr_Format(PyExc_ValueError, "no version %s for storage kind %d", name, job.kind);
         return NULL;
     }
-    int scaled = objects[6] != Py_None;
-    if (!scaled)
-        objects[6] = objects[1]; /* some buffer, not to be read */
+    if (BITS[job.kind])
+        job.bits = BITS[job.kind];
+    int scaled = objects[SCALES] != Py_None;
+    for (int i = SCALES; i < BUFFERS; i++)
+        if (objects[i] == Py_None) {
+            if (i > SCALES && job.kind == KIND_RESIDUAL) {
+                PyErr_SetString(PyExc_ValueError, "residual codes need centroids, ids and values");
+                return NULL;
+            }
+            objects[i] = objects[WEIGHTS]; /* some buffer, not to be read */
+        }
     for (; held < BUFFERS; held++)
-        if (PyObject_GetBuffer(objects[held], &buffers[held], held == 5 ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0)
+        if (PyObject_GetBuffer(objects[held], &buffers[held], held == OUT ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0)
             goto release;
-    job.queries = buffers[0].buf;
-    job.weights = buffers[1].buf;
-    job.owners = buffers[2].buf;
-    job.vectors = buffers[3].buf;
-    job.starts = buffers[4].buf;
-    job.ends = buffers[7].buf;
-    job.out = buffers[5].buf;
-    job.scales = scaled ? buffers[6].buf : NULL;
+    job.queries = buffers[QUERIES].buf;
+    job.weights = buffers[WEIGHTS].buf;
+    job.owners = buffers[OWNERS].buf;
+    job.vectors = buffers[VECTORS].buf;
+    job.starts = buffers[STARTS].buf;
+    job.ends = buffers[ENDS].buf;
+    job.out = buffers[OUT].buf;
+    job.scales = scaled ? buffers[SCALES].buf : NULL;
+    job.centroids = buffers[CENTROIDS].buf;
+    job.ids = buffers[IDS].buf;
+    job.values = buffers[VALUES].buf;
     const char *wrong = misfit(&job, buffers, rows, queries);
     if (wrong) {
         PyErr_SetString(PyExc_ValueError, wrong);
@@ -223,8 +304,10 @@ static PyObject *score(PyObject *self, PyObject *arguments)
     if (job.last > job.first)
         failed = VERSIONS[version].run(&job);
     Py_END_ALLOW_THREADS
-    if (failed)
+    if (failed == NO_MEMORY)
         PyErr_NoMemory();
+    else if (failed)
+        PyErr_SetString(PyExc_ValueError, "a vector's centroid is not among the centroids: damaged codes");
     else
         done = 1;
 release:
@@ -237,8 +320,9 @@ release:
 
 static PyMethodDef METHODS[] = {
     {"score", score, METH_VARARGS,
-     "score(version, queries, weights, owners, vectors, starts, ends, out, scales, kind, blocks, dim, rows, "
-     "queries_count, documents, first, last): adds the scores of documents first to last to out."},
+     "score(version, queries, weights, owners, vectors, starts, ends, out, scales, centroids, ids, values, kind, bits, "
+     "unit, k, blocks, dim, rows, queries_count, documents, centroid_count, first, last): adds the scores of documents "
+     "first to last to out, or writes their maxima where k is 0."},
     {"versions", versions, METH_NOARGS, "Names of the versions that this processor runs, fastest first."},
     {NULL, NULL, 0, NULL},
 };

@@ -6,39 +6,40 @@ Documents are *packed*: the token vectors of all of them one after the other, an
 No document is padded, so none can change another's score, and a best similarity below zero stays below zero.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from pyterrier_mvret.scoring import fused
+from pyterrier_mvret.scoring import fused, packed
+from pyterrier_mvret.scoring.ragged import ragged_rows, segment_sum
+from pyterrier_mvret.scoring.stored import StoredVectors, as_stored, rounded
 
 Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
 #: Score of a document without any vector, as in sentence-transformers: finite, and below all that unit vectors reach.
 EMPTY_DOCUMENT = np.float32(-1e9)
 
-# Similarities held at once (float32): small enough to stay in cache, large enough that BLAS runs at speed.
-_CHUNK_ELEMENTS = 1 << 19
-_ROWS_AT_LEAST = 64
 # stored vectors decoded to float32 at once: a few tens of megabytes at common dimensions
 _DECODED_AT_ONCE = 1 << 15
 
 
 def maxsim_packed(
-    query: Array, vectors: Array, offsets: Array, weights: Array | None = None, *, chunk_elements: int = _CHUNK_ELEMENTS
+    query: Array, vectors: "Array | StoredVectors", offsets: Array, weights: Array | None = None, *, k: int = 1
 ) -> Floats:
     """MaxSim of one query with many documents.
 
     Args:
         query: (query tokens, dim).
-        vectors: (sum of document tokens, dim), any float or integer type; arithmetic is float32.
+        vectors: (sum of document tokens, dim), or :class:`StoredVectors`. Arithmetic is float32; only where vectors
+            are int8, query tokens are rounded to 8 bits, too, and products are exact whole numbers.
         offsets: (documents + 1,) integers; document ``d`` owns rows ``offsets[d]:offsets[d + 1]``.
-        weights: (query tokens,), multiplies each query token's best similarity; none means ones.
-        chunk_elements: similarities held in memory at once.
+        weights: (query tokens,), multiplies what each query token adds; none means ones.
+        k: similarities a query token takes from a document: the sum of its ``k`` best, or of all where there are
+            fewer (ALIGNER's top-k alignment, Qian et al. 2022, before its normaliser); 1 is ColBERT.
 
     Returns:
         (documents,) float32 scores; :data:`EMPTY_DOCUMENT` for a document without vectors.
@@ -51,32 +52,32 @@ def maxsim_packed(
     >>> documents = np.array([[0.8, 0.6], [0.96, 0.28], [0.28, 0.96], [-0.6, 0.8]])
     >>> maxsim_packed(query, documents, np.array([0, 2, 4]))
     array([1.56, 1.24], dtype=float32)
+    >>> maxsim_packed(query, documents, np.array([0, 1, 4]), k=2).round(2)
+    array([1.4, 3. ], dtype=float32)
     """
     query = np.asarray(query)
     _check_rows(query, "query")
-    return maxsim_matrix(
-        query, np.array([0, len(query)]), vectors, offsets, weights=weights, chunk_elements=chunk_elements
-    )[0]
+    return maxsim_matrix(query, np.array([0, len(query)]), vectors, offsets, weights, k=k)[0]
 
 
 def maxsim_matrix(
     queries: Array,
     query_offsets: Array,
-    vectors: Array,
+    vectors: "Array | StoredVectors",
     offsets: Array,
     weights: Array | None = None,
     *,
-    chunk_elements: int = _CHUNK_ELEMENTS,
+    k: int = 1,
 ) -> Floats:
     """MaxSim of every packed query with every packed document; each block of documents is read once for all queries.
 
     Args:
         queries: (sum of query tokens, dim).
         query_offsets: (queries + 1,) integers.
-        vectors: (sum of document tokens, dim).
+        vectors: as for :func:`maxsim_packed`.
         offsets: (documents + 1,) integers.
         weights: (sum of query tokens,) or none.
-        chunk_elements: similarities held in memory at once.
+        k: as for :func:`maxsim_packed`.
 
     Returns:
         (queries, documents) float32.
@@ -89,56 +90,86 @@ def maxsim_matrix(
     array([[ 1.4,  0.2],
            [-0.6, -0.8]], dtype=float32)
     """
-    queries, vectors = np.asarray(queries), np.asarray(vectors)
-    offsets = _checked_offsets(offsets, len(vectors), "offsets")
+    queries, stored = np.asarray(queries), as_stored(vectors)
+    offsets = _checked_offsets(offsets, len(stored), "offsets")
     query_offsets = _checked_offsets(query_offsets, len(queries), "query_offsets")
-    _check_dimensions(queries, vectors)
+    _check_dimensions(queries, stored)
     if weights is not None:
         weights = _checked_weights(weights, len(queries))
-    queries = np.ascontiguousarray(queries, dtype=np.float32)
-    scores = np.full((len(query_offsets) - 1, len(offsets) - 1), EMPTY_DOCUMENT, dtype=np.float32)
-    filled = np.flatnonzero(np.diff(offsets))  # reduceat cannot express an empty segment
-    if fused.takes(vectors):
-        scores[:, filled] = 0
-        fused.matrix(queries, query_offsets, vectors, offsets[:-1], offsets[1:], weights, scores)
-        return _checked_scores(scores)
-    most = max(1, chunk_elements // _ROWS_AT_LEAST)
-    first = 0
-    while first < len(scores):  # so many queries that a block of documents still has some rows
-        last = max(first + 1, int(np.searchsorted(query_offsets, query_offsets[first] + most, side="right")) - 1)
-        tokens = slice(query_offsets[first], query_offsets[last])
-        of_each = query_offsets[first : last + 1] - query_offsets[first]
-        mine = None if weights is None else weights[tokens, None]
-        for documents, best in _best_similarities(queries[tokens], vectors, offsets, filled, chunk_elements):
-            scores[first:last, documents] = _segment_sum(best if mine is None else best * mine, of_each)
-        first = last
+    return _scores(queries, query_offsets, stored, offsets[:-1], offsets[1:], weights, k)
+
+
+def maxima(query: Array, vectors: "Array | StoredVectors", starts: Array, ends: Array) -> Floats:
+    """Each query token's best similarity within runs of rows: units of passages, in one pass over the vectors.
+
+    Sums over a run's row are its score; the maximum over a passage's runs is the passage's (AGRaME, Reddy et al.
+    2024, scores both from one encoding).
+
+    Args:
+        query: (query tokens, dim).
+        vectors: as for :func:`maxsim_packed`.
+        starts: (runs,) integers: the first row of each run. Runs may overlap, leave gaps, and come in any order.
+        ends: (runs,) integers: the row after its last.
+
+    Returns:
+        (runs, query tokens) float32; minus infinity for a run without rows.
+
+    Raises:
+        ValueError: shapes that do not fit, runs that leave ``vectors``, or NaN.
+
+    >>> maxima(np.eye(2), np.array([[0.6, 0.8], [0.8, -0.6], [0.0, 1.0]]), np.array([0, 2]), np.array([2, 3]))
+    array([[0.8, 0.8],
+           [0. , 1. ]], dtype=float32)
+    """
+    query, stored = np.asarray(query), as_stored(vectors)
+    _check_dimensions(query, stored)
+    starts, ends = np.asarray(starts), np.asarray(ends)
+    if starts.shape != ends.shape or starts.ndim != 1 or {starts.dtype.kind, ends.dtype.kind} - set("iu"):
+        raise ValueError("starts and ends must be one-dimensional arrays of integers, one a run")
+    if len(starts) and not (starts.min() >= 0 and ends.max() <= len(stored) and (starts <= ends).all()):
+        raise ValueError(f"runs must lie within the {len(stored)} rows and not end before they start")
+    tokens, sizes = _as_computed(query, stored)
+    way = fused if fused.takes(stored) else packed
+    best = way.maxima(tokens, stored, starts.astype(np.int64), ends.astype(np.int64))
+    if sizes is not None:
+        best = np.where(sizes > 0, best * sizes, np.where(best > -np.inf, 0, best)).astype(np.float32)
+    if np.isnan(best).any() or np.isposinf(best).any():
+        raise ValueError("a similarity is not finite: the vectors hold NaN, or products beyond float32")
+    return best
+
+
+def _scores(
+    queries: Array,
+    query_offsets: Ints,
+    stored: StoredVectors,
+    starts: Ints,
+    ends: Ints,
+    weights: Floats | None,
+    k: int = 1,
+    device: str | None = None,
+) -> Floats:
+    """Scores of packed queries with documents anywhere in the stored vectors: (queries, documents)."""
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    tokens, sizes = _as_computed(queries, stored)
+    if sizes is not None:
+        weights = sizes if weights is None else weights * sizes
+    scores = np.repeat(np.where(ends > starts, np.float32(0), EMPTY_DOCUMENT)[None], len(query_offsets) - 1, axis=0)
+    if device is None and fused.takes(stored, k):
+        fused.add_scores(tokens, query_offsets, stored, starts, ends, weights, k, scores)
+    else:
+        packed.add_scores(tokens, query_offsets, stored, starts, ends, weights, k, scores, device or "cpu")
     return _checked_scores(scores)
 
 
-def _best_similarities(
-    queries: Floats, vectors: Array, offsets: npt.NDArray[np.int64], filled: npt.NDArray[np.intp], chunk_elements: int
-) -> Iterator[tuple[npt.NDArray[np.intp], Floats]]:
-    """Blocks of documents (those in ``filled``) with each query token's best similarity: (query tokens, documents)."""
-    starts, ends = offsets[filled], offsets[filled + 1]
-    rows = max(1, chunk_elements // max(1, len(queries)))
-    first, row, carry = 0, 0, None
-    while first < len(filled):
-        # whole documents if at least one fits, else a part of one, whose maximum is carried on
-        last = int(np.searchsorted(ends, row + rows, side="right"))
-        end = int(ends[last - 1]) if last > first else row + rows
-        open_ = last == first
-        last = max(last, first + 1)
-        block = vectors[row:end].astype(np.float32, copy=False)
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the scores
-            similarities = queries @ block.T  # query tokens lie in rows: maxima run over contiguous memory
-        best = np.maximum.reduceat(similarities, np.maximum(starts[first:last], row) - row, axis=1)
-        if carry is not None:
-            best[:, 0] = np.maximum(best[:, 0], carry)
-        carry = best[:, 0] if open_ else None
-        if not open_:
-            yield filled[first:last], best
-            first = last
-        row = end
+def _as_computed(queries: Array, stored: StoredVectors) -> tuple[Floats, Floats | None]:
+    """Query tokens as they are multiplied with stored vectors, and factors that are still missing then, if any."""
+    tokens = np.ascontiguousarray(queries, dtype=np.float32)
+    if not stored.whole_numbers:
+        return tokens, None
+    if not np.isfinite(tokens).all():
+        raise ValueError("a score is not finite: the query holds NaN or infinity")
+    return rounded(tokens)
 
 
 def maxsim_pairs(
@@ -173,12 +204,12 @@ def maxsim_pairs(
 
 
 def backend() -> str:
-    """What computes scores here: ``"C"`` with the instruction set, or ``"numpy"`` where nothing was compiled.
+    """What computes scores here: ``"C"`` with the instruction set, or ``"torch"`` where nothing was compiled.
 
-    >>> backend() in ("C avx512", "C avx2", "C baseline", "numpy")
+    >>> backend() in ("C avx512-vnni", "C avx512", "C avx2", "C neon", "C baseline", "torch")
     True
     """
-    return f"C {fused.versions()[0]}" if fused.versions() else "numpy"
+    return f"C {fused.versions()[0]}" if fused.versions() else "torch"
 
 
 @dataclass(frozen=True)
@@ -215,34 +246,30 @@ class MaxSim:
         self,
         queries: Array,
         query_offsets: Array,
-        vectors: Array,
+        stored: StoredVectors,
         starts: Array,
         ends: Array,
-        decode: Callable[[Array], Floats],
         weights: Array | None = None,
-        scales: Array | None = None,
+        device: str | None = None,
     ) -> Floats:
         """Scores of packed queries with documents where they are stored, without a copy where the kernel can.
 
         Args:
             queries: (sum of query tokens, dim).
             query_offsets: (queries + 1,) integers.
-            vectors: (rows, dim) as stored; document ``d`` is rows ``starts[d]:ends[d]``, in any order.
+            stored: the vectors; document ``d`` is rows ``starts[d]:ends[d]``, in any order.
             starts: (documents,) integers.
             ends: (documents,) integers.
-            decode: row numbers -> those rows as float32, where they must be read another way.
             weights: (sum of query tokens,) or none.
-            scales: (rows,) what stored values are to be multiplied with, or none.
+            device: where torch computes; none is the compiled kernel, or torch on the CPU.
 
         Returns:
             (queries, documents) float32, as :meth:`matrix` of the decoded documents.
         """
         lengths = ends - starts
-        if self.similarity == "cosine" and fused.takes(vectors):
-            scores = np.where(lengths > 0, np.float32(0), EMPTY_DOCUMENT)
-            scores = np.repeat(scores[None], len(query_offsets) - 1, axis=0)
-            fused.matrix(np.asarray(queries, np.float32), query_offsets, vectors, starts, ends, weights, scores, scales)
-            return self._per_query(_checked_scores(scores), query_offsets, lengths == 0)
+        if self.similarity == "cosine":
+            scores = _scores(queries, query_offsets, stored, starts, ends, weights, device=device)
+            return self._per_query(scores, query_offsets, lengths == 0)
         scores = np.empty((len(query_offsets) - 1, len(starts)), dtype=np.float32)
         behind = np.cumsum(lengths)
         first = 0
@@ -250,27 +277,38 @@ class MaxSim:
             budget = (behind[first - 1] if first else 0) + _DECODED_AT_ONCE
             last = max(first + 1, int(np.searchsorted(behind, budget, side="right")))
             offsets = np.concatenate([[0], behind[first:last] - (behind[first] - lengths[first])])
-            rows = decode(ragged_rows(starts[first:last], lengths[first:last]))
-            scores[:, first:last] = self.matrix(queries, query_offsets, rows, offsets, weights)
+            rows = stored.floats(ragged_rows(starts[first:last], lengths[first:last]))
+            scores[:, first:last] = self.matrix(queries, query_offsets, rows, offsets, weights, device)
             first = last
         return scores
 
     def matrix(
-        self, queries: Array, query_offsets: Array, vectors: Array, offsets: Array, weights: Array | None = None
+        self,
+        queries: Array,
+        query_offsets: Array,
+        vectors: "Array | StoredVectors",
+        offsets: Array,
+        weights: Array | None = None,
+        device: str | None = None,
     ) -> Floats:
         """Scores of all packed queries with all packed documents; as :func:`maxsim_matrix`."""
-        queries, vectors = np.asarray(queries), np.asarray(vectors)
+        queries, stored = np.asarray(queries), as_stored(vectors)
+        _check_dimensions(queries, stored)
         if self.similarity == "l2":
             # -||q - d||^2 = 2 (<q, d> - ||d||^2 / 2) - ||q||^2: one more dimension makes it an inner product
-            _check_dimensions(queries, vectors)
+            rows = stored.floats(slice(None))
             norms = _squared_norms(queries)
             queries = np.column_stack([queries, np.full(len(queries), -0.5, np.float32)])
-            vectors = np.column_stack([vectors, _squared_norms(vectors)])
-        sums = maxsim_matrix(queries, query_offsets, vectors, offsets, weights)
+            stored = StoredVectors(np.column_stack([rows, _squared_norms(rows)]))
+        offsets = _checked_offsets(offsets, len(stored), "offsets")
+        query_offsets = _checked_offsets(query_offsets, len(queries), "query_offsets")
+        if weights is not None:
+            weights = _checked_weights(weights, len(queries))
+        sums = _scores(queries, query_offsets, stored, offsets[:-1], offsets[1:], weights, device=device)
         if self.similarity == "l2":
             with np.errstate(over="ignore", invalid="ignore"):  # looked at below
-                mass = norms if weights is None else norms * np.asarray(weights, np.float32)
-                sums = 2 * sums - _segment_sum(mass[:, None], np.asarray(query_offsets, np.int64))
+                mass = norms if weights is None else norms * weights
+                sums = 2 * sums - segment_sum(mass[:, None], query_offsets)
             sums = _checked_scores(sums)
         return self._per_query(sums, query_offsets, np.diff(offsets) == 0)
 
@@ -293,38 +331,17 @@ class MaxSim:
         return best, products[rows, best], values[rows, best] / np.float32(share)
 
 
-def ragged_rows(starts: Array, lengths: Array) -> npt.NDArray[np.int64]:
-    """Row numbers of consecutive runs: ``start, start + 1, ...`` for each start.
-
-    >>> ragged_rows(np.array([5, 0]), np.array([2, 3]))
-    array([5, 6, 0, 1, 2])
-    """
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
-
-
 def _squared_norms(rows: Array) -> Floats:
     rows = np.asarray(rows, dtype=np.float32)
     with np.errstate(over="ignore"):
         return np.einsum("ij,ij->i", rows, rows)
 
 
-def _segment_sum(rows: Floats, offsets: npt.NDArray[np.int64]) -> Floats:
-    """Sums of consecutive groups of rows; a group without rows sums to zero."""
-    if len(offsets) == 2:
-        return rows.sum(axis=0, keepdims=True)
-    sums = np.zeros((len(offsets) - 1, rows.shape[1]), dtype=np.float32)
-    filled = np.flatnonzero(np.diff(offsets))
-    if len(filled):
-        sums[filled] = np.add.reduceat(rows, offsets[filled], axis=0)
-    return sums
-
-
-def _check_dimensions(queries: Array, vectors: Array) -> None:
+def _check_dimensions(queries: Array, stored: StoredVectors) -> None:
     _check_rows(queries, "queries")
-    _check_rows(vectors, "vectors")
-    if queries.shape[1] != vectors.shape[1]:
-        raise ValueError(f"queries have {queries.shape[1]} dimensions, document vectors {vectors.shape[1]}")
+    _check_rows(stored.vectors, "vectors")
+    if queries.shape[1] != stored.dim:
+        raise ValueError(f"queries have {queries.shape[1]} dimensions, document vectors {stored.dim}")
 
 
 def _check_rows(array: Array, name: str) -> None:

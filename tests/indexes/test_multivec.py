@@ -153,17 +153,17 @@ def test_a_row_without_a_qid_is_an_error(path):
 
 
 def test_what_must_be_decoded_is_decoded_in_blocks(path, monkeypatch):
-    from pyterrier_mvret.indexes.store import Segment
-    from pyterrier_mvret.scoring import maxsim
+    from pyterrier_mvret.scoring import StoredVectors, maxsim
 
-    index, sizes, decode = build(path), [], Segment.decode
+    index, sizes, decode = build(path), [], StoredVectors.floats
     monkeypatch.setattr(maxsim, "_DECODED_AT_ONCE", 10)
 
     def spy(self, rows):
-        sizes.append(len(rows))
-        return decode(self, rows)
+        decoded = decode(self, rows)
+        sizes.append(len(decoded))
+        return decoded
 
-    monkeypatch.setattr(Segment, "decode", spy)
+    monkeypatch.setattr(StoredVectors, "floats", spy)
     l2 = mv.scoring.MaxSim("l2")  # not of the kernel's kind
     everything = index.retriever(l2, num_results=None)(topics(1))
     rescored = index.scorer(l2)(everything)
@@ -173,12 +173,11 @@ def test_what_must_be_decoded_is_decoded_in_blocks(path, monkeypatch):
 
 
 def test_the_kernel_reads_stored_vectors_where_they_lie(path, monkeypatch):
-    from pyterrier_mvret.indexes.store import Segment
-    from pyterrier_mvret.scoring import fused
+    from pyterrier_mvret.scoring import StoredVectors, fused
 
     if not fused.versions():
         pytest.skip("the extension was not compiled")
     index = build(path, dtype="int8")
-    monkeypatch.setattr(Segment, "decode", None)  # nothing is decoded outside the kernel
+    monkeypatch.setattr(StoredVectors, "floats", None)  # nothing is decoded outside the kernel
     results = index.retriever()(topics())
     np.testing.assert_allclose(index.scorer()(results)["score"], results["score"], atol=1e-6)

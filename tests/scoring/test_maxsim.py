@@ -1,20 +1,21 @@
 import tracemalloc
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyterrier_mvret.scoring import EMPTY_DOCUMENT, MaxSim, maxsim_matrix, maxsim_packed, maxsim_pairs
+from pyterrier_mvret.scoring import EMPTY_DOCUMENT, MaxSim, maxsim_matrix, maxsim_packed, maxsim_pairs, packed
 
 
-def reference(query, document, weights=None):
+def reference(query, document, weights=None, k=1):
     """The definition, one number at a time in float64."""
     if len(document) == 0:
         return float(EMPTY_DOCUMENT)
     total = 0.0
     for i, q in enumerate(query.astype(np.float64)):
-        best = max(float(np.dot(q, d)) for d in document.astype(np.float64))
+        best = sum(sorted((float(np.dot(q, d)) for d in document.astype(np.float64)), reverse=True)[:k])
         total += best * (1.0 if weights is None else float(weights[i]))
     return total
 
@@ -42,15 +43,16 @@ def ragged(draw):
     return dim, queries, documents, weights
 
 
-@given(ragged(), st.sampled_from([1, 7, 1 << 19]), st.booleans())
+@given(ragged(), st.sampled_from([1, 7, 1 << 19]), st.booleans(), st.sampled_from([1, 2, 3, 8, 11]))
 @settings(max_examples=150, deadline=None)
-def test_matrix_equals_the_definition(case, chunk, weighted):
+def test_matrix_equals_the_definition(case, chunk, weighted, k):
     dim, queries, documents, weights = case
     q, q_offsets = pack(queries, dim)
     d, offsets = pack(documents, dim)
     w = np.concatenate(weights) if weighted else None
-    scores = maxsim_matrix(q, q_offsets, d, offsets, w, chunk_elements=chunk)
-    expected = [[reference(a, b, v if weighted else None) for b in documents] for a, v in zip(queries, weights)]
+    with mock.patch.object(packed, "_ELEMENTS_AT_ONCE", chunk):
+        scores = maxsim_matrix(q, q_offsets, d, offsets, w, k=k)
+    expected = [[reference(a, b, v if weighted else None, k) for b in documents] for a, v in zip(queries, weights)]
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, np.reshape(expected, scores.shape), rtol=1e-5, atol=1e-4)
 
@@ -91,6 +93,8 @@ def test_any_storage_type_and_layout(dtype):
     d = (rng.standard_normal((20, 6)) * 10).astype(dtype)
     query = rng.standard_normal((3, 6)).astype(np.float32)
     offsets = np.array([0, 5, 20], dtype=np.uint32)
+    if dtype == np.int8:  # the query is rounded, too
+        query = np.rint(query * 127 / np.abs(query).max(axis=1, keepdims=True))
     expected = [reference(query, d[:5].astype(np.float32)), reference(query, d[5:].astype(np.float32))]
     np.testing.assert_allclose(maxsim_packed(query, d, offsets), expected, rtol=1e-5)
     np.testing.assert_allclose(maxsim_packed(query, np.asfortranarray(d), offsets), expected, rtol=1e-5)
@@ -183,7 +187,8 @@ def test_extra_memory_is_bounded_by_the_chunk():
     query = np.ones((32, 8), np.float32)
     maxsim_packed(query, d[:10], np.array([0, 10]))
     tracemalloc.start()
-    maxsim_packed(query, d, offsets, chunk_elements=1 << 16)
+    with mock.patch.object(packed, "_ELEMENTS_AT_ONCE", 1 << 16):
+        maxsim_packed(query, d, offsets)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     # all similarities at once would be 25.6 MB; offsets and scores of 20,000 documents take under 2 MB
@@ -200,7 +205,10 @@ def test_one_very_long_document_and_very_many_queries_stay_bounded():
     ]
     for queries, query_offsets, vectors, offsets in cases:
         tracemalloc.start()
-        scores = maxsim_matrix(queries, query_offsets, vectors, offsets, chunk_elements=chunk)
+        spy = mock.patch.object(packed, "_k_best", wraps=packed._k_best)
+        with mock.patch.object(packed, "_ELEMENTS_AT_ONCE", chunk), spy as k_best:
+            scores = maxsim_matrix(queries, query_offsets, vectors, offsets)
+        assert all(call.args[0].numel() <= chunk for call in k_best.call_args_list)  # torch's memory is not traced
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak < 3e6  # the similarities alone would be 16 to 25 MB
