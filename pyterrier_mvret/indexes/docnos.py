@@ -4,7 +4,7 @@ Names lie one after the other as UTF-8. A 64-bit hash of each, sorted, sits in b
 a bucket, so finding a name touches a few numbers whatever the size; the name itself is compared in the end.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import pandas as pd
 from pyterrier_mvret.scoring.ragged import ragged_rows
 
 Ints = npt.NDArray[np.int64]
+Names = Sequence[str] | npt.NDArray[np.object_]
 FIELDS = {
     "docnos": "|u1",
     "docno_offsets": "<i8",
@@ -23,7 +24,7 @@ FIELDS = {
 }
 
 
-def hashes(docnos: Sequence[str]) -> npt.NDArray[np.uint64]:
+def hashes(docnos: Names) -> npt.NDArray[np.uint64]:
     """64-bit hashes of strings, the same on every machine (SipHash, as pandas has it)."""
     return pd.util.hash_array(np.array(docnos, dtype=object), categorize=False)
 
@@ -61,9 +62,10 @@ class DocnoTable:
     """
 
     def __init__(self, arrays: Mapping[str, npt.NDArray[Any]]):
-        self._blob, self._offsets = arrays["docnos"], arrays["docno_offsets"]
-        self._hashes, self._positions = arrays["docno_hashes"], arrays["docno_positions"]
-        self._buckets = arrays["docno_buckets"]
+        # plain arrays over the same mapping: numpy's memmap class costs microseconds an access
+        self._blob, self._offsets = np.asarray(arrays["docnos"]), np.asarray(arrays["docno_offsets"])
+        self._hashes, self._positions = np.asarray(arrays["docno_hashes"]), np.asarray(arrays["docno_positions"])
+        self._buckets = np.asarray(arrays["docno_buckets"])
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -74,32 +76,34 @@ class DocnoTable:
         blob = self._blob
         return [blob[start:end].tobytes().decode() for start, end in zip(starts, ends, strict=True)]
 
-    def positions(self, docnos: Sequence[str]) -> Ints:
+    def positions(self, docnos: Names) -> Ints:
         """Positions of documents by name; -1 for a name that is not there."""
         found = np.full(len(docnos), -1, dtype=np.int64)
         if not len(self) or not len(docnos):
             return found
         wanted = hashes(docnos)
         bucket = (wanted >> np.uint64(64 - _bits(len(self)))).astype(np.int64)
-        slot, end = self._buckets[bucket], self._buckets[bucket + 1]
-        open_ = np.flatnonzero(slot < end)
-        while len(open_):
-            hit = open_[self._hashes[slot[open_]] == wanted[open_]]
-            candidates = self._positions[slot[hit]]
-            same = self._equal(hit, candidates, docnos)
-            found[hit[same]] = candidates[same]
-            slot[open_] += 1
-            open_ = open_[(slot[open_] < end[open_]) & (found[open_] < 0)]
+        first = self._buckets[bucket]
+        counts = self._buckets[bucket + 1] - first
+        slots, asked = ragged_rows(first, counts), np.repeat(np.arange(len(docnos)), counts)
+        hit = self._hashes[slots] == wanted[asked]
+        asked, candidates = asked[hit], self._positions[slots[hit]]
+        same = self._equal(candidates, np.array(docnos, dtype=object)[asked].tolist())
+        found[asked[same]] = candidates[same]
         return found
 
-    def _equal(self, asked: npt.NDArray[np.intp], positions: Ints, docnos: Sequence[str]) -> npt.NDArray[np.bool_]:
+    def _equal(self, positions: Ints, names: list[str]) -> npt.NDArray[np.bool_]:
         """Whether the stored names are the asked ones: equal hashes alone prove nothing."""
-        names = [docnos[i].encode() for i in asked]
-        lengths = self._offsets[positions + 1] - self._offsets[positions]
-        stored = self._blob[ragged_rows(self._offsets[positions], lengths)].tobytes()
-        if stored == b"".join(names) and lengths.tolist() == [len(n) for n in names]:
-            return np.ones(len(names), dtype=bool)
-        return np.array([n == m.encode() for n, m in zip(names, self.names(positions), strict=True)], dtype=bool)
+        text = "".join(names)
+        encoded = text.encode()
+        parts: Iterable[Sized] = names if len(encoded) == len(text) else map(str.encode, names)
+        starts = self._offsets[positions]
+        lengths = self._offsets[positions + 1] - starts
+        if lengths.tolist() == list(map(len, parts)):
+            stored = self._blob[ragged_rows(starts, lengths)].tobytes()
+            if stored == encoded:
+                return np.ones(len(names), dtype=bool)
+        return np.array([n == m for n, m in zip(names, self.names(positions), strict=True)], dtype=bool)
 
 
 class SeenDocnos:
