@@ -54,26 +54,36 @@ def query_groups(frame: pd.DataFrame) -> Iterator[tuple[str, npt.NDArray[np.intp
     Raises:
         ValueError: a row without a qid.
     """
-    if frame["qid"].isna().any():
-        raise ValueError(f"row {int(np.flatnonzero(frame['qid'].isna())[0])} has no qid")
-    yield from frame.groupby("qid", sort=False).indices.items()  # type: ignore[misc]
+    query, qids = numbered(frame["qid"])
+    if (query < 0).any():
+        raise ValueError(f"row {int(query.argmin())} has no qid")
+    rows = np.argsort(query, kind="stable")
+    ends = np.cumsum(np.bincount(query, minlength=len(qids)))
+    yield from zip(qids, np.split(rows, ends[:-1]), strict=False)  # a frame without rows: one part, no qid
 
 
-def first_value(column: pd.Series, rows: npt.NDArray[np.intp], qid: str, required: bool = True) -> Any:
-    """The first value present among a query's rows; None where there is none and none is ``required``.
+def numbered(column: pd.Series) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.object_]]:
+    """A column as numbers of its distinct values, -1 where there is none, and those values as they first appear."""
+    return pd.factorize(column.to_numpy(dtype=object))  # as objects: pandas takes longer over its own strings
+
+
+def first_value(column: pd.Series, rows: npt.NDArray[np.intp], qid: str) -> Any:
+    """The first value present among a query's rows.
 
     ``A + B`` leaves query columns empty in rows that only ``B`` returned, so any one row may lack it.
 
     Raises:
-        ValueError: no row of the query has a value, and one is required.
+        ValueError: no row of the query has a value.
     """
-    for row in rows:
-        value = column.iloc[row]
-        if not is_missing(value):
-            return value
-    if not required:
-        return None
-    raise ValueError(f"column {column.name!r} has no value in any row of query {qid!r}")
+    value = _first_present(column, rows)
+    if value is None:
+        raise ValueError(f"column {column.name!r} has no value in any row of query {qid!r}")
+    return value
+
+
+def _first_present(column: pd.Series, rows: npt.NDArray[np.intp]) -> Any:
+    values = column.array  # without the cost of .iloc a row
+    return next((values[row] for row in rows if not is_missing(values[row])), None)
 
 
 def is_text(value: Any) -> bool:
@@ -88,6 +98,19 @@ def is_text(value: Any) -> bool:
         return False
 
 
+def first_no_text(values: Sequence[Any]) -> int | None:
+    r"""The position of the first value that is not :func:`is_text`; None if all are.
+
+    >>> first_no_text(["a", "\u00e9"]), first_no_text(["a", 3, "\ud83d"]), first_no_text(["a", "\ud83d", "\ude00"])
+    (None, 1, 1)
+    """
+    try:
+        "".join(values).encode()  # all at once: a check a name would cost more than finding the name
+        return None
+    except (TypeError, UnicodeEncodeError):
+        return next(i for i, value in enumerate(values) if not is_text(value))
+
+
 def query_weights(frame: pd.DataFrame, rows: npt.NDArray[np.intp], tokens: int) -> npt.NDArray[np.float32] | None:
     """A query's token weights, if the frame has the column and any of its rows a value.
 
@@ -96,12 +119,12 @@ def query_weights(frame: pd.DataFrame, rows: npt.NDArray[np.intp], tokens: int) 
     """
     if QUERY_WEIGHTS not in frame.columns:
         return None
-    qid = frame["qid"].iloc[rows[0]]
-    value = first_value(frame[QUERY_WEIGHTS], rows, qid, required=False)
+    value = _first_present(frame[QUERY_WEIGHTS], rows)
     if value is None:
         return None
     weights = np.asarray(value, dtype=np.float32)
     if weights.shape != (tokens,) or not np.isfinite(weights).all():
+        qid = frame["qid"].iloc[rows[0]]
         raise ValueError(f"{QUERY_WEIGHTS} of query {qid!r} must be {tokens} finite numbers, one a query vector")
     return weights
 
@@ -149,15 +172,32 @@ def with_scores(frame: pd.DataFrame, scores: npt.NDArray[Any]) -> pd.DataFrame:
     Other columns stay, and so does the order of rows.
     """
     scores = np.asarray(scores, dtype=np.float64)
-    query, _ = pd.factorize(frame["qid"])
+    query, _ = numbered(frame["qid"])
     order = np.lexsort((-scores, query))
-    if ((np.diff(query[order]) == 0) & (np.diff(scores[order]) == 0)).any():
-        names, _ = pd.factorize(frame["docno"], sort=True)
-        order = np.lexsort((names, -scores, query))
-    starts = np.flatnonzero(np.diff(query[order], prepend=-1))
+    begins = _differs(query[order])
+    tied = ~(begins | _differs(scores[order]))  # with the row before
+    if tied.any():
+        order = _by_docno(frame, order, tied)
+    starts = np.flatnonzero(begins)
     ranks = np.empty(len(frame), dtype=np.int64)
     ranks[order] = np.arange(len(frame)) - np.repeat(starts, np.diff(starts, append=len(frame)))
     return frame.assign(score=scores, rank=ranks)
+
+
+def _differs(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Whether each value is another than the one before; the first is."""
+    differs = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=differs[1:])
+    return differs
+
+
+def _by_docno(frame: pd.DataFrame, order: npt.NDArray[np.intp], tied: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+    """The order of rows with runs of tied ones sorted by docno; names of others are not looked at."""
+    among = np.flatnonzero(tied | np.append(tied[1:], False))
+    run = np.cumsum(~tied)[among]
+    names, _ = pd.factorize(frame["docno"].array[order[among]], sort=True)
+    order[among] = order[among][np.lexsort((names, run))]
+    return order
 
 
 def ranked_frame(queries: pd.DataFrame, hits: Sequence[tuple[Sequence[str], npt.NDArray[Any]]]) -> pd.DataFrame:

@@ -53,3 +53,38 @@ def test_object_column_keeps_matrices_whole():
     assert column.dtype == object
     assert column.iloc[0].shape == (2, 2)
     assert frames.object_column([], index[:0]).dtype == object
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 2), st.sampled_from(["d9", "d10", "ä", "d1"]))))
+@settings(max_examples=100, deadline=None)
+def test_ranks_are_by_score_then_docno_then_row(rows):
+    frame = pd.DataFrame(rows, columns=["qid", "score", "docno"]).astype({"qid": "str", "docno": "str"})
+    frame.index = pd.Index([7] * len(frame))
+    out = frames.with_scores(frame.drop(columns="score"), frame["score"].to_numpy(dtype=float))
+    expected = {}
+    for qid in set(frame["qid"]):
+        mine = sorted((-s, d, i) for i, (q, s, d) in enumerate(rows) if q == qid)
+        expected |= {i: rank for rank, (_, _, i) in enumerate(mine)}
+    assert out["rank"].tolist() == [expected[i] for i in range(len(rows))]
+    assert out["docno"].tolist() == frame["docno"].tolist()
+    assert (out["score"].dtype, out["rank"].dtype) == (np.float64, np.int64)
+    assert out.index.equals(frame.index)
+
+
+@pytest.mark.parametrize("qids", [["2", "1", "2", "10"], [2, 1, 2, 10], [None, "x"], [np.nan, 3.0]])
+def test_query_groups_are_positions_in_order_of_first_appearance(qids):
+    frame = pd.DataFrame({"qid": qids}, index=[5] * len(qids))
+    if len(qids) == 2:
+        with pytest.raises(ValueError, match="row 0 has no qid"):
+            list(frames.query_groups(frame))
+        return
+    groups = list(frames.query_groups(frame))
+    assert [qid for qid, _ in groups] == [qids[0], qids[1], qids[3]]
+    assert [rows.tolist() for _, rows in groups] == [[0, 2], [1], [3]]
+    assert list(frames.query_groups(frame[:0])) == []
+
+
+def test_no_text_is_found_among_texts_whatever_it_is():
+    for odd in (3, None, float("nan"), "\ud83d", b"bytes"):
+        assert frames.first_no_text(["a", "ä", odd, 4]) == 2
+    assert frames.first_no_text([]) is None

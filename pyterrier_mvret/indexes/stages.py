@@ -58,12 +58,11 @@ class _QueryStage(Component):
     def _queries(self, inp: pd.DataFrame, store: "Store") -> Iterator[tuple[Array, Array, Array | None]]:
         """Each query's row positions, vectors and token weights (or none), each checked."""
         if frames.QUERY_ENCODER in inp.columns:
-            for space in inp[frames.QUERY_ENCODER].dropna().unique():
+            for space in frames.numbered(inp[frames.QUERY_ENCODER])[1]:
                 store.check_space(space, "the queries")
+        column = inp[frames.QUERY_EMBS]
         for qid, rows in frames.query_groups(inp):
-            vectors = frames.matrix(
-                frames.first_value(inp[frames.QUERY_EMBS], rows, qid), f"{frames.QUERY_EMBS} of query {qid!r}"
-            )
+            vectors = frames.matrix(frames.first_value(column, rows, qid), f"{frames.QUERY_EMBS} of query {qid!r}")
             if store.dim is not None and vectors.shape[1] != store.dim:
                 raise ValueError(f"query {qid!r} has vectors of {vectors.shape[1]} dimensions, the index {store.dim}")
             yield rows, vectors, frames.query_weights(inp, rows, len(vectors))

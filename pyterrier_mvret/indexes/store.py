@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyterrier_mvret.frames import is_text
+from pyterrier_mvret.frames import first_no_text
 from pyterrier_mvret.indexes.codecs import CODECS, Codec
 from pyterrier_mvret.indexes.docnos import FIELDS, DocnoTable, hash_probe, hashes, lookup_arrays
 from pyterrier_mvret.indexes.segments import DamagedIndexError, check_digest, open_array
@@ -81,14 +81,18 @@ class Store:
 
     def positions(self, docnos: Sequence[str]) -> Ints:
         """Positions of documents by name, -1 for unknown names."""
-        found = np.full(len(docnos), -1, dtype=np.int64)
+        found, names = np.full(len(docnos), -1, dtype=np.int64), np.array(docnos, dtype=object)
         for start, segment in zip(self.starts, self.segments, strict=False):
-            local = segment.docnos.positions(docnos)
-            found = np.where(local >= 0, local + start, found)
+            missing = np.flatnonzero(found < 0)
+            local = segment.docnos.positions(names[missing])
+            found[missing] = np.where(local >= 0, local + start, -1)
         return found
 
     def _by_segment(self, positions: Ints) -> Iterator[tuple[Segment, npt.NDArray[np.intp], Ints]]:
         """The segments concerned, with which of the asked documents each holds and where in the segment."""
+        if len(self.segments) == 1 and len(positions):  # the usual index
+            yield self.segments[0], np.arange(len(positions)), positions
+            return
         owner = np.searchsorted(self.starts, positions, side="right") - 1
         for i, segment in enumerate(self.segments):
             mine = np.flatnonzero(owner == i)
@@ -116,9 +120,9 @@ class Store:
         Raises:
             ValueError: documents that are not there, with the first names.
         """
-        odd = [name for name in docnos if not is_text(name)][:1]
-        if odd:
-            raise ValueError(f"a docno must be a string, got {odd[0]!r}")
+        odd = first_no_text(docnos)
+        if odd is not None:
+            raise ValueError(f"a docno must be a string, got {docnos[odd]!r}")
         positions = self.positions(docnos)
         unknown = np.flatnonzero(positions < 0)
         if len(unknown):

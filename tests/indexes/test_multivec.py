@@ -181,3 +181,20 @@ def test_the_kernel_reads_stored_vectors_where_they_lie(path, monkeypatch):
     monkeypatch.setattr(StoredVectors, "floats", None)  # nothing is decoded outside the kernel
     results = index.retriever()(topics())
     np.testing.assert_allclose(index.scorer()(results)["score"], results["score"], atol=1e-6)
+
+
+def test_documents_are_found_by_name_in_any_segment(path):
+    names = ["a", "aa", "ä", "文書", "a\x00", "x" * 3000, "🙂"]
+    vectors = {name: np.full((1, DIM), i, np.float32) for i, name in enumerate(names)}
+    index = mv.MultiVecIndex(path)
+    for i in range(0, len(names), 3):
+        index.index([{"docno": n, "doc_embs": vectors[n]} for n in names[i : i + 3]], mode="append" if i else "create")
+    asked = [*names[::-1], "a", "ä", "a"]
+    assert [names[p] for p in index.store.known(asked)] == asked
+    assert index.store.positions(["aaa", *asked, ""]).tolist()[:: len(asked) + 1] == [-1, -1]
+    assert index.store.positions([]).tolist() == []
+    with pytest.raises(ValueError, match="2 of 3 documents are not in .*: 'A', 'b', ..."):
+        index.store.known(["A", "a", "b"])
+    for odd in (3, None, float("nan"), "\ud83d"):
+        with pytest.raises(ValueError, match="a docno must be a string, got"):
+            index.store.known(["a", odd, "b"])
