@@ -42,8 +42,8 @@ def lookup_arrays(docno_hashes: npt.NDArray[np.uint64]) -> dict[str, npt.NDArray
     buckets = np.searchsorted(ordered >> np.uint64(64 - bits), np.arange((1 << bits) + 1, dtype=np.uint64))
     return {
         "docno_hashes": ordered,
-        "docno_positions": order.astype(np.int64),
-        "docno_buckets": buckets.astype(np.int64),
+        "docno_positions": order.astype(np.int64, copy=False),
+        "docno_buckets": buckets.astype(np.int64, copy=False),
     }
 
 
