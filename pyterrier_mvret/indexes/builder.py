@@ -13,10 +13,53 @@ from pyterrier_mvret.indexes import docnos
 from pyterrier_mvret.indexes.codecs import Codec
 from pyterrier_mvret.indexes.segments import ArrayWriter
 
-# what is held before it is written: at most so many documents, and about so many vectors
+# what is held before it is written: at most so many documents, and about so many vectors; so few stay in cache
+# between being copied, converted, hashed and written
 _DOCUMENTS_A_BLOCK = 256
-_VECTORS_A_BLOCK = 1 << 15
+_VECTORS_A_BLOCK = 1 << 12
 Record = Mapping[str, Any]
+
+
+class _Block:
+    """Documents that wait to be written together.
+
+    Vectors are copied: a generator may use one array, or one record, for all its documents. They are copied into one
+    array that stays, as memory that is taken from the system anew for each block costs more than the copying.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.lengths: list[int] = []
+        self.extras: list[Mapping[str, npt.NDArray[Any]]] = []
+        self._rows = np.empty((0, 0), dtype=np.float32)
+        self._used = 0
+
+    @property
+    def vectors(self) -> npt.NDArray[np.float32]:
+        """The vectors of all documents, packed; valid until the block is changed."""
+        return self._rows[: self._used]
+
+    def add(self, name: str, matrix: npt.NDArray[Any], extras: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Adds a document, with other arrays a token by field; all have vectors of the same dimensions."""
+        end, dim = self._used + len(matrix), matrix.shape[1]
+        if end > len(self._rows) or dim != self._rows.shape[1]:  # the first document, or a very long one
+            rows = np.empty((end + _VECTORS_A_BLOCK, dim), dtype=np.float32)
+            if self._used:
+                rows[: self._used] = self.vectors
+            self._rows = rows
+        self._rows[self._used : end] = matrix
+        self._used = end
+        self.names.append(name)
+        self.lengths.append(len(matrix))
+        self.extras.append(extras)
+
+    def is_full(self) -> bool:
+        """Whether it is time to write."""
+        return len(self.names) == _DOCUMENTS_A_BLOCK or self._used >= _VECTORS_A_BLOCK
+
+    def clear(self) -> None:
+        """Forgets the documents."""
+        self.names, self.lengths, self.extras, self._used = [], [], [], 0
 
 
 class SegmentBuilder:
@@ -68,47 +111,37 @@ class SegmentBuilder:
         Raises:
             ValueError: a record that cannot be stored, by docno; nothing of the stream is kept then.
         """
-        block: list[Record] = []
-        matrices: list[npt.NDArray[Any]] = []
-        vectors = 0
+        block = _Block()
         for record in records:
-            matrix = self._matrix(record, self._name(record, first=not self.documents and not block))
-            block.append(record)
-            matrices.append(matrix)
-            vectors += len(matrix)
-            if len(block) == _DOCUMENTS_A_BLOCK or vectors >= _VECTORS_A_BLOCK:
-                self._add_block(block, matrices)
-                block, matrices, vectors = [], [], 0
-        if block:
-            self._add_block(block, matrices)
+            name = self._name(record, first=not self.documents and not block.names)
+            matrix = self._matrix(record, name)
+            extras = {f: self._extra(record, name, len(matrix), column) for f, (column, _, _) in self._extras.items()}
+            block.add(name, matrix, extras)
+            if block.is_full():
+                self._add_block(block)
+                block.clear()
+        if block.names:
+            self._add_block(block)
 
-    def _add_block(self, block: list[Record], matrices: list[npt.NDArray[Any]]) -> None:
-        names = [record["docno"] for record in block]
+    def _add_block(self, block: "_Block") -> None:
+        names = block.names
         self._check_new(names)
-        if self.dim is None:
-            self.dim = matrices[0].shape[1]
-        wrong = next((i for i, m in enumerate(matrices) if m.shape[1] != self.dim), None)
-        if wrong is not None:
-            raise ValueError(
-                f"document {names[wrong]!r} has vectors of {matrices[wrong].shape[1]} dimensions, the index {self.dim}"
-            )
-        lengths = np.array([len(m) for m in matrices], dtype=np.int64)
+        lengths, vectors = np.array(block.lengths, dtype=np.int64), block.vectors
         self._write("offsets", "<i8", None, self._running(self.vectors, lengths, self.documents))
-        vectors = np.concatenate(matrices).astype(np.float32, copy=False)
         for field, array in self.codec.encode(vectors).items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ValueError(
-                    f"vectors of documents {names[0]!r} to {names[-1]!r} do not fit {self.codec.name}: use float32"
-                )
+            if array.dtype.kind == "f" and not _all_finite(array):
+                row = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))
+                name = names[int(np.searchsorted(np.cumsum(lengths), row, side="right"))]
+                raise ValueError(f"vectors of document {name!r} do not fit {self.codec.name}: use float32")
             self._write(field, self.codec.fields[field], self.dim if array.ndim == 2 else None, array)
-        for field, (column, dtype, columns) in self._extras.items():
-            self._write(field, dtype, columns, self._extra(block, names, matrices, column))
+        for field, (_, dtype, columns) in self._extras.items():
+            self._write(field, dtype, columns, np.concatenate([extras[field] for extras in block.extras]))
         encoded = [name.encode() for name in names]
         sizes = np.array([len(e) for e in encoded], dtype=np.int64)
         self._write("docno_offsets", "<i8", None, self._running(self._blob_end, sizes, self.documents))
         self._write("docnos", "|u1", None, np.frombuffer(b"".join(encoded), np.uint8))
         self._blob_end += int(sizes.sum())
-        self.documents += len(block)
+        self.documents += len(names)
         self.vectors += len(vectors)
         self.empty += int((lengths == 0).sum())
 
@@ -139,41 +172,39 @@ class SegmentBuilder:
             raise ValueError(f"document {name!r} comes from another encoder than the documents before it")
         return name
 
-    @staticmethod
-    def _matrix(record: Record, name: str) -> npt.NDArray[Any]:
+    def _matrix(self, record: Record, name: str) -> npt.NDArray[Any]:
         value = record.get(frames.DOC_EMBS)
         if frames.is_missing(value):
             raise ValueError(f"document {name!r} has no {frames.DOC_EMBS}: put an encoder before the index")
-        # a copy: a generator may use one array for all its documents
-        return frames.matrix(value, f"{frames.DOC_EMBS} of document {name!r}").copy()
+        matrix = frames.matrix(value, f"{frames.DOC_EMBS} of document {name!r}")
+        if self.dim is None:
+            self.dim = matrix.shape[1]
+        if matrix.shape[1] != self.dim:
+            raise ValueError(f"document {name!r} has vectors of {matrix.shape[1]} dimensions, the index {self.dim}")
+        return matrix
 
     @staticmethod
-    def _extra(
-        block: list[Record], names: list[str], matrices: list[npt.NDArray[Any]], column: str
-    ) -> npt.NDArray[Any]:
-        width = (2,) if column == frames.DOC_TOK_OFFSETS else ()
-        rows = []
-        for record, name, matrix in zip(block, names, matrices, strict=True):
-            value = record.get(column)
-            if frames.is_missing(value):
-                raise ValueError(
-                    f"document {name!r} has no {column} (pooled tokens have none); build the index without storing them"
-                )
-            array = np.asarray(value)
-            if array.shape == (0,) and not len(matrix):
-                array = np.empty((0, *width), np.int32)
-            int32 = np.iinfo(np.int32)
-            if (
-                array.shape != (len(matrix), *width)
-                or array.dtype.kind not in "iu"
-                or (array.size and not int32.min <= array.min() <= array.max() <= int32.max)
-            ):
-                raise ValueError(
-                    f"{column} of document {name!r} must be 32-bit integers of shape {(len(matrix), *width)}, "
-                    f"got {array.dtype} of shape {array.shape}"
-                )
-            rows.append(array)
-        return np.concatenate(rows)
+    def _extra(record: Record, name: str, length: int, column: str) -> npt.NDArray[np.int32]:
+        value = record.get(column)
+        if frames.is_missing(value):
+            raise ValueError(
+                f"document {name!r} has no {column} (pooled tokens have none); build the index without storing them"
+            )
+        shape = (length, 2) if column == frames.DOC_TOK_OFFSETS else (length,)
+        array = np.asarray(value)
+        if array.shape == (0,) and not length:
+            array = np.empty(shape, np.int32)
+        int32 = np.iinfo(np.int32)
+        if (
+            array.shape != shape
+            or array.dtype.kind not in "iu"
+            or (array.size and not int32.min <= array.min() <= array.max() <= int32.max)
+        ):
+            raise ValueError(
+                f"{column} of document {name!r} must be 32-bit integers of shape {shape}, "
+                f"got {array.dtype} of shape {array.shape}"
+            )
+        return array.astype(np.int32)  # a copy, as for vectors
 
     def _check_new(self, names: list[str]) -> None:
         hashed = docnos.hashes(names)
@@ -217,6 +248,18 @@ class SegmentBuilder:
         """Lets go of the files."""
         for writer in self._writers.values():
             writer.abort()
+
+
+def _all_finite(array: npt.NDArray[Any]) -> bool:
+    """As ``np.isfinite(array).all()``, which for float16 takes longer than writing to disk.
+
+    >>> [_all_finite(np.array([1, x], np.float16)) for x in (-65504, np.nan, -np.inf)]
+    [True, False, False]
+    """
+    if array.dtype != np.float16:
+        return bool(np.isfinite(array).all())
+    exponents = array.view(np.uint16) & 0x7C00
+    return int(exponents.max(initial=0)) < 0x7C00
 
 
 def _described(made: Any, name: str) -> dict[str, Any] | None:

@@ -30,9 +30,11 @@ class Codec:
 
 def _encode_int8(vectors: Floats) -> Arrays:
     """Each vector on its own scale: its largest absolute value becomes 127, so the error is at most scale / 2."""
-    scales = np.abs(vectors).max(axis=1, initial=0) / 127
-    codes = np.rint(vectors / np.where(scales > 0, scales, 1)[:, None])
-    return {"vectors": codes.astype(np.int8), "scales": scales.astype(np.float32)}
+    work = np.abs(vectors)  # one array of this size, not three: fresh memory costs more than the arithmetic
+    scales = work.max(axis=1, initial=0) / 127
+    np.divide(vectors, np.where(scales > 0, scales, 1)[:, None], out=work)
+    np.rint(work, out=work)
+    return {"vectors": work.astype(np.int8), "scales": scales.astype(np.float32)}
 
 
 def _decode_int8(arrays: Arrays) -> Floats:
@@ -44,7 +46,7 @@ def _decode_int8(arrays: Arrays) -> Floats:
 def _cast(dtype: str) -> Callable[[Floats], Arrays]:
     def encode(vectors: Floats) -> Arrays:
         with np.errstate(over="ignore"):
-            return {"vectors": vectors.astype(dtype)}
+            return {"vectors": vectors.astype(dtype, copy=False)}
 
     return encode
 

@@ -241,7 +241,7 @@ def test_long_documents_are_written_by_vectors_not_by_documents(path, monkeypatc
     blocks = []
     add = builder.SegmentBuilder._add_block
     monkeypatch.setattr(
-        builder.SegmentBuilder, "_add_block", lambda self, b, m: (blocks.append(sum(map(len, m))), add(self, b, m))
+        builder.SegmentBuilder, "_add_block", lambda self, block: (blocks.append(len(block.vectors)), add(self, block))
     )
     build(path, documents(40))
     assert len(blocks) > 5
@@ -270,14 +270,66 @@ def test_an_encoders_name_that_is_no_description(path):
 
 def test_one_array_for_all_documents(path):
     def stream():
-        buffer = np.zeros((1, DIM), np.float32)
-        for i in range(3):
+        buffer = np.zeros((3, DIM), np.float32)
+        for i in range(600):  # blocks of 256
             buffer[:] = i
-            yield {"docno": f"d{i}", "doc_embs": buffer}
+            yield {"docno": f"d{i}", "doc_embs": buffer[: i % 4]}
 
     index = build(path, stream(), dtype="float32")
-    loaded = index.vec_loader()(pd.DataFrame({"docno": ["d0", "d1", "d2"]}))["doc_embs"]
-    assert [v[0, 0] for v in loaded] == [0, 1, 2]
+    loaded = index.vec_loader()(pd.DataFrame({"docno": [f"d{i}" for i in range(600)]}))["doc_embs"]
+    for i, vectors in enumerate(loaded):
+        np.testing.assert_array_equal(vectors, np.full((i % 4, DIM), i))
+
+
+def test_one_record_for_all_documents(path):
+    def stream():
+        ids, offsets = np.zeros(2, np.int32), np.zeros((2, 2), np.int32)
+        record = {"doc_embs": np.eye(2, DIM), "doc_tok_ids": ids, "doc_tok_offsets": offsets}
+        for i in range(300):
+            record["docno"] = f"d{i}"
+            ids[:], offsets[:] = i, -i
+            yield record
+
+    index = build(path, stream(), store_ids=True, store_offsets=True)
+    loaded = index.vec_loader()(pd.DataFrame({"docno": [f"d{i}" for i in range(300)]}))
+    assert [ids.tolist() for ids in loaded["doc_tok_ids"]] == [[i, i] for i in range(300)]
+    assert [offsets.tolist() for offsets in loaded["doc_tok_offsets"]] == [[[-i, -i]] * 2 for i in range(300)]
+
+
+def test_arrays_of_any_layout_and_type_of_number(path, tmp_path):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "mapped.npy", rng.standard_normal((5, DIM), dtype=np.float32))
+    given = [
+        np.load(tmp_path / "mapped.npy", mmap_mode="r"),
+        rng.standard_normal((5, DIM)),
+        np.asfortranarray(rng.standard_normal((5, DIM), dtype=np.float32)),
+        rng.standard_normal((10, 3 * DIM), dtype=np.float32)[::-2, ::3],
+        rng.standard_normal((5, DIM)).astype(">f4"),
+        rng.standard_normal((5, DIM)).astype(np.float16),
+        rng.integers(-9, 9, (5, DIM)),
+        rng.standard_normal((5000, DIM), dtype=np.float32),  # more than a block holds
+        rng.standard_normal((5, DIM)).tolist(),
+    ]
+    names = [f"d{i}" for i in range(len(given))]
+    records = [{"docno": n, "doc_embs": v} for n, v in zip(names, given)]
+    for dtype in ("float32", "float16"):
+        for some in (records, records[2:3]):  # of arrays that are all in Fortran's order numpy joins to another such
+            index = build(path.with_name(f"{dtype}{len(some)}.mv"), some, dtype=dtype)
+            loaded = index.vec_loader()(pd.DataFrame({"docno": [r["docno"] for r in some]}))["doc_embs"]
+            for record, vectors in zip(some, loaded, strict=True):
+                expected = np.asarray(record["doc_embs"], np.float32).astype(dtype).astype(np.float32)
+                np.testing.assert_array_equal(vectors, expected)
+            index.verify()
+
+
+@pytest.mark.parametrize("at", [0, 3, 255, 256, 299])
+@pytest.mark.parametrize(("value", "message"), [(7e4, "do not fit float16: use float32"), (np.nan, "holds NaN")])
+def test_the_document_with_a_wrong_value_is_named(path, at, value, message):
+    docs = [{**d, "doc_embs": d["doc_embs"].copy()} for d in documents(300, empty_every=7)]
+    docs[at]["doc_embs"] = np.full((2, DIM), 1.0)
+    docs[at]["doc_embs"][-1, -1] = -value
+    with pytest.raises(ValueError, match=f"document 'd{at}'.* {message}"):
+        build(path, docs, dtype="float16")
 
 
 def test_a_frame_whose_encoder_column_has_holes_is_unlabelled(path):
