@@ -1,7 +1,7 @@
 """Text to token vectors, on sentence-transformers' ``MultiVectorEncoder``."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyterrier as pt
 
 from pyterrier_mvret.component import Configured
-from pyterrier_mvret.encoders import checkpoints, models, settings
+from pyterrier_mvret.encoders import batches, checkpoints, models, onednn, settings
 from pyterrier_mvret.encoders.token_batch import TokenBatch
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class TokenEncoder(Configured):
         token_pooling: keep about one of this many document vectors by hierarchical clustering.
         device: ``"cpu"``, ``"cuda"``, ...; none takes an accelerator if there is one.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"`` arithmetic in the model; vectors come out as float32.
-        batch_size: texts a forward pass.
+        batch_size: size of a forward pass, as the tokens of so many texts of 128. Passes are cut by tokens: many short
+            texts or few long ones. On a CPU they end at 512 tokens a thread, which stay in its cache.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: run code that comes with the checkpoint.
         cache_folder: where the Hub's files are kept.
@@ -141,17 +142,15 @@ class TokenEncoder(Configured):
     def _encode(self, texts: Sequence[str], task: Task, verbose: bool | None) -> TokenBatch:
         if isinstance(texts, str):
             raise ValueError("expected a list of texts, got one string")
-        # equal texts are encoded once, texts of like length together so that little is padded
+        # equal texts are encoded once
         place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        unique = sorted(place, key=len, reverse=True)
-        parts: list[tuple[npt.NDArray[Any], ...]] = [()] * len(unique)
-        batches = range(0, len(unique), self.batch_size)
-        show = self.verbose if verbose is None else verbose
+        parts: list[tuple[npt.NDArray[Any], ...]] = [()] * len(place)
         what = "queries" if task == "query" else "documents"
-        for start in pt.tqdm(batches, desc=f"encoding {what}", unit="batch", disable=not show):
-            batch = unique[start : start + self.batch_size]
-            for text, part in zip(batch, self._forward(batch, task), strict=True):
-                parts[place[text]] = part
+        show = self.verbose if verbose is None else verbose
+        if place:
+            encoded = self._forward(list(place), task)
+            for i, part in pt.tqdm(encoded, total=len(place), desc=f"encoding {what}", unit="text", disable=not show):
+                parts[i] = part
         rows = [parts[place[text]] for text in texts]
         lengths = [len(row[0]) for row in rows]
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
@@ -166,39 +165,43 @@ class TokenEncoder(Configured):
         spans = packed(2, np.empty((0, 2), np.int32)) if not rows or len(rows[0]) == 3 else None
         return TokenBatch(vectors, offsets, token_ids, spans)
 
-    def _forward(self, texts: list[str], task: Task) -> list[tuple[npt.NDArray[Any], ...]]:
-        """One batch through the model: for each text its scored vectors, token ids and character spans."""
-        import torch
-        from sentence_transformers.util import batch_to_device
-
+    def _forward(self, texts: list[str], task: Task) -> Iterator[tuple[int, tuple[npt.NDArray[Any], ...]]]:
+        """Places of texts, each with its scored vectors, token ids and character spans; in no order to rely on."""
         model = self.model
-        prefix = model.prompts.get(task) or ""
-        fast = bool(getattr(model.tokenizer, "is_fast", False))
-        wanted = {"text": {"return_offsets_mapping": True}} if fast else None
-        features = model.preprocess(texts, prompt=prefix, task=task, processing_kwargs=wanted)
-        spans = features.pop("offset_mapping", None)
         training = model.training
         model.eval()  # no dropout, also between two steps of training
         try:
-            with torch.inference_mode():
-                out = model(batch_to_device(features, model.device), task=task)
+            for places, features in batches.batches(model, texts, task, self.batch_size):
+                yield from zip(places, self._batch(model, features, task), strict=True)
         finally:
             model.train(training)
-        masks = out["attention_mask"].bool()
-        vectors = [v[m].float().cpu().numpy() for v, m in zip(out["token_embeddings"], masks, strict=True)]
-        token_ids = out["input_ids"]
-        if masks.shape != token_ids.shape or settings.pools(model, task):
-            return [(v,) for v in vectors]  # after pooling a row is no longer one token
-        kept = masks.cpu().numpy()
-        ids = [row[m].astype(np.int32) for row, m in zip(token_ids.cpu().numpy(), kept, strict=True)]
-        if spans is None:
-            return list(zip(vectors, ids, strict=True))
-        # positions count from the text's own start; expansion may have widened the batch beyond the tokeniser's width
-        starts_at = np.clip(spans.cpu().numpy().astype(np.int32) - len(prefix), 0, None)
-        places = np.zeros((*kept.shape, 2), np.int32)
-        places[:, : starts_at.shape[1]] = starts_at
-        places[places[..., 0] >= places[..., 1]] = 0
-        return list(zip(vectors, ids, (p[m] for p, m in zip(places, kept, strict=True)), strict=True))
+
+    @staticmethod
+    def _batch(
+        model: "MultiVectorEncoder", features: dict[str, Any], task: Task
+    ) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+        """One batch through the model, as one gather a field: rows of a text are views of the batch's arrays."""
+        import torch
+        from sentence_transformers.util import batch_to_device
+
+        spans = features.pop("offset_mapping", None)
+        with torch.inference_mode(), onednn.linear_layers(model):
+            out = model(batch_to_device(features, model.device), task=task)
+            mask = out["attention_mask"].bool()
+            rows = out["token_embeddings"][mask]
+            if rows.dtype != torch.float32:
+                # lengths that were rounded to half precision are off by up to a hundredth: made one again
+                rows = rows.float()
+                rows = torch.nn.functional.normalize(rows, dim=-1) if settings.normalizes(model) else rows
+        fields = [rows.cpu().numpy()]
+        kept, token_ids = mask.cpu().numpy(), out["input_ids"]
+        if mask.shape == token_ids.shape and not settings.pools(model, task):  # else a row is no longer one token
+            fields.append(token_ids.cpu().numpy()[kept].astype(np.int32))
+            if spans is not None:
+                prefix = model.prompts.get(task) or ""
+                fields.append(_places(spans.cpu().numpy(), kept.shape, len(prefix))[kept])
+        ends = np.cumsum(kept.sum(1))[:-1]
+        return zip(*(np.split(field, ends) for field in fields), strict=True)
 
     def tokens(self, token_ids: npt.NDArray[Any]) -> list[str]:
         """The vocabulary's spelling of token ids."""
@@ -307,3 +310,11 @@ class TokenEncoder(Configured):
     def __getstate__(self) -> Mapping[str, Any]:
         # settings travel, weights do not: a copy in another process opens the checkpoint itself
         return {k: v for k, v in self.__dict__.items() if k not in ("_opened", "_weights", "_at")}
+
+
+def _places(spans: npt.NDArray[Any], shape: tuple[int, ...], prefix: int) -> npt.NDArray[np.int32]:
+    """Character spans, counted from the text's own start; expansion may be wider than what the tokeniser saw."""
+    places = np.zeros((*shape, 2), np.int32)
+    places[:, : spans.shape[1]] = np.clip(spans.astype(np.int32) - prefix, 0, None)
+    places[places[..., 0] >= places[..., 1]] = 0
+    return places

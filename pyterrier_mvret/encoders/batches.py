@@ -1,0 +1,97 @@
+"""Texts to batches of tokens: every text is tokenised once, and texts of like length go together.
+
+Batches are cut by tokens, padding included, since that is what time and memory follow: a batch of a fixed number of
+texts is small where texts are short and large where they are long.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from sentence_transformers import MultiVectorEncoder
+
+# the length of a common passage, which says what "batch_size texts" are in tokens
+_TOKENS_A_TEXT = 128
+# On a CPU, larger batches leave the cache between one layer and the next (measured with MiniLM: benchmarks/NOTES.md)
+_TOKENS_A_THREAD = 512
+# texts whose tokens are held at once: enough to find many of one length, little beside their vectors
+_TEXTS_A_BLOCK = 512
+
+
+def budget(model: "MultiVectorEncoder", batch_size: int) -> int:
+    """Tokens of a batch at most, padding included; a text that has more goes alone."""
+    import torch
+
+    tokens = batch_size * _TOKENS_A_TEXT
+    if model.device.type == "cpu":
+        tokens = min(tokens, _TOKENS_A_THREAD * torch.get_num_threads())
+    return tokens
+
+
+def cut(lengths: npt.NDArray[np.integer[Any]], tokens: int) -> list[npt.NDArray[np.intp]]:
+    """Places of texts, longest first, in groups that have at most so many tokens when padded to their longest.
+
+    >>> [group.tolist() for group in cut(np.array([3, 9, 2, 3, 50]), 10)]
+    [[4], [1], [0, 3, 2]]
+    """
+    order = np.argsort(-lengths, kind="stable")
+    groups, start = [], 0
+    while start < len(order):
+        longest = max(1, int(lengths[order[start]]))
+        stop = start + max(1, tokens // longest)
+        groups.append(order[start:stop])
+        start = stop
+    return groups
+
+
+def batches(
+    model: "MultiVectorEncoder", texts: list[str], task: str, batch_size: int
+) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """Places of texts, and their features as ``model`` takes them; every text once, in no order to rely on."""
+    tokens = budget(model, batch_size)
+    # packed into one row by flash attention, a block's features cannot be divided again
+    whole = bool(getattr(model[0], "can_flatten_inputs", False))
+    at_once = batch_size if whole else _TEXTS_A_BLOCK
+    by_characters = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
+    for start in range(0, len(texts), at_once):
+        block = by_characters[start : start + at_once]
+        features = tokenised(model, [texts[i] for i in block], task)
+        if whole:
+            yield block, features
+            continue
+        used = _used(features)
+        for rows in cut(used.sum(1), tokens):
+            yield [block[row] for row in rows], _part(features, rows, np.flatnonzero(used[rows].any(0)))
+
+
+def tokenised(model: "MultiVectorEncoder", texts: list[str], task: str) -> dict[str, Any]:
+    """The features of texts, padded to the longest; with the place of each token in its text if the tokeniser knows."""
+    fast = bool(getattr(model.tokenizer, "is_fast", False))
+    wanted = {"text": {"return_offsets_mapping": True}} if fast else None
+    return model.preprocess(texts, prompt=model.prompts.get(task) or "", task=task, processing_kwargs=wanted)
+
+
+def _used(features: dict[str, Any]) -> npt.NDArray[np.bool_]:
+    """Which positions the model must see: tokens, and the expansion of queries, which attention may leave out."""
+    used = features["attention_mask"].bool()
+    if "query_expansion_positions" in features:
+        used = used | features["query_expansion_positions"].bool()
+    return used.numpy()
+
+
+def _part(features: dict[str, Any], rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> dict[str, Any]:
+    """Some texts of a block, without the padding at either side of the columns that they need."""
+    import torch
+
+    count = len(features["attention_mask"])
+    span = slice(int(columns[0]), int(columns[-1]) + 1) if len(columns) else slice(0, 1)
+    part: dict[str, Any] = {}
+    for name, value in features.items():
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) == count:
+            value = value[torch.from_numpy(rows)]
+            value = value[:, span].contiguous() if value.ndim > 1 else value
+        part[name] = value
+    return part
