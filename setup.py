@@ -41,17 +41,18 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["pyterrier_mvret", "pyterrier_mvret.*"]),
     package_data={"pyterrier_mvret": ["py.typed", "data/*.json", "data/mini/*", "scoring/*.c", "scoring/*.h"]},
-    # optional: without a compiler the package installs and computes the same in numpy; one build serves Python 3.11 on
+    # optional: without a compiler the package installs and computes the same in torch; one build serves Python 3.11 on
     ext_modules=[
         Extension(
-            "pyterrier_mvret.scoring._maxsim",
-            ["pyterrier_mvret/scoring/maxsim.c"],
-            depends=["pyterrier_mvret/scoring/maxsim_tile.h"],
+            f"pyterrier_mvret.scoring._{name}",
+            [f"pyterrier_mvret/scoring/{name}.c"],
+            depends=headers,
             define_macros=[("Py_LIMITED_API", "0x030b0000")],
             extra_compile_args=["-O3"] if os.name == "posix" else [],
             py_limited_api=True,
             optional=True,
         )
+        for name, headers in {"maxsim": ["pyterrier_mvret/scoring/maxsim_tile.h"], "quantized": []}.items()
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
     install_requires=[

@@ -9,14 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from pyterrier_mvret import frames
-from pyterrier_mvret.indexes import docnos
+from pyterrier_mvret.indexes import derive, docnos, quantize, residual
 from pyterrier_mvret.indexes.codecs import Codec
 from pyterrier_mvret.indexes.segments import ArrayWriter
+from pyterrier_mvret.scoring import StoredVectors
 
 # what is held before it is written: at most so many documents, and about so many vectors; so few stay in cache
 # between being copied, converted, hashed and written
 _DOCUMENTS_A_BLOCK = 256
 _VECTORS_A_BLOCK = 1 << 12
+# vectors from which on candidates by codes save time (benchmarks/end_to_end.json)
+QUANTIZED_FROM = 1 << 18
 Record = Mapping[str, Any]
 
 
@@ -73,6 +76,8 @@ class SegmentBuilder:
         store_offsets: keep ``doc_tok_offsets``.
         known: names -> whether each is already in the index, for appending.
         check_encoder: called once, with how the first document's vectors were made (or None), before it is written.
+        quantized: keep codes for picking candidates; none does from :data:`QUANTIZED_FROM` vectors on.
+        verbose: a progress bar over what is left to do once all vectors are there.
     """
 
     def __init__(
@@ -85,12 +90,15 @@ class SegmentBuilder:
         store_offsets: bool = False,
         known: Callable[[list[str]], npt.NDArray[np.bool_]] | None = None,
         check_encoder: Callable[[dict[str, Any] | None], None] | None = None,
+        quantized: bool | None = None,
+        verbose: bool = False,
     ):
         self.folder, self.codec, self.dim = folder, codec, dim
         self.documents = self.vectors = self.empty = 0
         self.encoder: dict[str, Any] | None = None
         self._encoder_text: Any = None
         self._known, self._check_encoder = known, check_encoder
+        self._quantized, self._verbose = quantized, verbose
         self._seen = docnos.SeenDocnos()
         self._hashes: list[npt.NDArray[np.uint64]] = []
         self._writers: dict[str, ArrayWriter] = {}
@@ -128,12 +136,13 @@ class SegmentBuilder:
         self._check_new(names)
         lengths, vectors = np.array(block.lengths, dtype=np.int64), block.vectors
         self._write("offsets", "<i8", None, self._running(self.vectors, lengths, self.documents))
+        self.codec.check(vectors.shape[1])
         for field, array in self.codec.encode(vectors).items():
-            if array.dtype.kind == "f" and not _all_finite(array):
-                row = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))
+            if not _all_finite(array):
+                row = next(i for i in range(len(array)) if not _all_finite(array[i]))
                 name = names[int(np.searchsorted(np.cumsum(lengths), row, side="right"))]
                 raise ValueError(f"vectors of document {name!r} do not fit {self.codec.name}: use float32")
-            self._write(field, self.codec.fields[field], self.dim if array.ndim == 2 else None, array)
+            self._write_rows(field, array)
         for field, (_, dtype, columns) in self._extras.items():
             self._write(field, dtype, columns, np.concatenate([extras[field] for extras in block.extras]))
         encoded = [name.encode() for name in names]
@@ -155,6 +164,11 @@ class SegmentBuilder:
         if field not in self._writers:
             self._writers[field] = ArrayWriter(self.folder / f"{field}.npy", dtype, columns)
         self._writers[field].append(rows)
+
+    def _write_rows(self, field: str, rows: npt.NDArray[Any]) -> None:
+        """Writes rows of the type and width that they have."""
+        little = rows.dtype.newbyteorder("<").str
+        self._write(field, little, rows.shape[1] if rows.ndim == 2 else None, rows)
 
     def _name(self, record: Record, first: bool) -> str:
         if not isinstance(record, Mapping):
@@ -236,13 +250,43 @@ class SegmentBuilder:
         for field, array in lookup.items():
             self._write(field, docnos.FIELDS[field], None, array)
         files = {field: writer.close() for field, writer in self._writers.items()}
+        self._writers = {}
+        unit = self._derive()
+        files |= {field: writer.close() for field, writer in self._writers.items()}
         return {
             "documents": self.documents,
             "vectors": self.vectors,
             "empty": self.empty,
             "hash_probe": docnos.hash_probe(),
+            "unit": unit,
             "files": files,
         }
+
+    def _derive(self) -> bool:
+        """Writes what is learned from the vectors; returns whether they have length one."""
+        quantized = self.vectors >= QUANTIZED_FROM if self._quantized is None else self._quantized
+        source, spool = self._source(), self.folder / "spool.npy"
+        if self.codec.bits:
+            (self.folder / "vectors.npy").rename(spool)
+        sizes = residual.sampled(self.vectors) if self.codec.bits else 0, quantize.SAMPLED if quantized else 1
+        sample = derive.sample(source, max(sizes))
+        coders: list[derive.Coder] = []
+        if self.codec.bits:
+            coders.append(residual.ResidualCodec(sample, self.vectors, self.codec.bits))
+        if quantized and self.vectors >= quantize.FEWEST:
+            coders.append(quantize.Encoder(quantize.learn(sample[: quantize.SAMPLED])))
+        if coders:
+            derive.derive(source, coders, self._write_rows, self._verbose)
+        spool.unlink(missing_ok=True)
+        return residual.is_unit(sample)
+
+    def _source(self) -> StoredVectors:
+        """The vectors that were written."""
+        if not self.vectors:
+            return StoredVectors(np.empty((0, self.dim or 0), np.float32))
+        fields = ["vectors"] if self.codec.bits else list(self.codec.fields)
+        arrays = {field: np.load(self.folder / f"{field}.npy", mmap_mode="r") for field in fields}
+        return StoredVectors(arrays["vectors"], arrays.get("scales"))
 
     def abort(self) -> None:
         """Lets go of the files."""
@@ -251,15 +295,16 @@ class SegmentBuilder:
 
 
 def _all_finite(array: npt.NDArray[Any]) -> bool:
-    """As ``np.isfinite(array).all()``, which for float16 takes longer than writing to disk.
+    """As ``np.isfinite(array).all()``, which for float16 takes longer than writing to disk; uint16 are bfloat16.
 
     >>> [_all_finite(np.array([1, x], np.float16)) for x in (-65504, np.nan, -np.inf)]
     [True, False, False]
     """
-    if array.dtype != np.float16:
-        return bool(np.isfinite(array).all())
-    exponents = array.view(np.uint16) & 0x7C00
-    return int(exponents.max(initial=0)) < 0x7C00
+    if array.dtype == np.float16:
+        return int((array.view(np.uint16) & 0x7C00).max(initial=0)) < 0x7C00
+    if array.dtype == np.uint16:
+        return int((array & 0x7F80).max(initial=0)) < 0x7F80
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def _described(made: Any, name: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""How float32 vectors are stored: the arrays a codec writes, and back to float32."""
+"""How float32 vectors are stored: the arrays a codec writes, and what scoring reads of them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from pyterrier_mvret.indexes import residual
+from pyterrier_mvret.scoring import Residual, StoredVectors
 
 Floats = npt.NDArray[np.float32]
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -17,15 +20,29 @@ class Codec:
 
     Attributes:
         name: what users pass as ``dtype``.
-        fields: name and type of each array that is written; ``vectors`` has ``dim`` columns, any other has one.
+        fields: name and type of each array with a row a vector; ``vectors`` is two-dimensional, any other is not.
         encode: (rows, dim) float32 to one array a field.
-        decode: rows of those arrays back to (rows, dim) float32.
+        bits: of residual codes, which must be learned: until all vectors are there, they are kept as ``encode`` has
+            them.
     """
 
     name: str
     fields: Mapping[str, str]
     encode: Callable[[Floats], Arrays]
-    decode: Callable[[Arrays], Floats]
+    bits: int = 0
+
+    def check(self, dim: int) -> None:
+        """Raises ValueError if vectors of so many dimensions cannot be stored."""
+        if dim * self.bits % 8:
+            raise ValueError(f"{self.name} fills whole bytes: {dim} dimensions are no multiple of {8 // self.bits}")
+
+    def stored(self, arrays: Arrays, unit: bool) -> StoredVectors:
+        """What scoring reads; ``unit`` says whether residual codes stand for vectors of length one."""
+        if not self.bits:
+            return StoredVectors(arrays["vectors"], arrays.get("scales"))
+        centroids = np.asarray(arrays["centroids"], dtype=np.float32)
+        references = Residual(arrays["centroid_ids"], centroids, np.asarray(arrays["code_values"]), unit)
+        return StoredVectors(arrays["vectors"], residual=references)
 
 
 def _encode_int8(vectors: Floats) -> Arrays:
@@ -37,10 +54,10 @@ def _encode_int8(vectors: Floats) -> Arrays:
     return {"vectors": work.astype(np.int8), "scales": scales.astype(np.float32)}
 
 
-def _decode_int8(arrays: Arrays) -> Floats:
-    decoded = arrays["vectors"].astype(np.float32)
-    decoded *= arrays["scales"][:, None]
-    return decoded
+def _encode_bfloat16(vectors: Floats) -> Arrays:
+    """The upper half of each float32, rounded to the nearest, ties to even."""
+    bits = np.ascontiguousarray(vectors).view(np.uint32)
+    return {"vectors": ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)}
 
 
 def _cast(dtype: str) -> Callable[[Floats], Arrays]:
@@ -51,15 +68,14 @@ def _cast(dtype: str) -> Callable[[Floats], Arrays]:
     return encode
 
 
-def _widen(arrays: Arrays) -> Floats:
-    return arrays["vectors"].astype(np.float32, copy=False)
-
-
+_RESIDUAL = {field: residual.FIELDS[field] for field in ("vectors", "centroid_ids")}
 CODECS: dict[str, Codec] = {
     codec.name: codec
     for codec in (
-        Codec("float32", {"vectors": "<f4"}, _cast("<f4"), _widen),
-        Codec("float16", {"vectors": "<f2"}, _cast("<f2"), _widen),
-        Codec("int8", {"vectors": "|i1", "scales": "<f4"}, _encode_int8, _decode_int8),
+        Codec("float32", {"vectors": "<f4"}, _cast("<f4")),
+        Codec("float16", {"vectors": "<f2"}, _cast("<f2")),
+        Codec("bfloat16", {"vectors": "<u2"}, _encode_bfloat16),
+        Codec("int8", {"vectors": "|i1", "scales": "<f4"}, _encode_int8),
+        *(Codec(f"residual{bits}", _RESIDUAL, _cast("<f2"), bits) for bits in (1, 2, 4)),
     )
 }

@@ -17,7 +17,8 @@ from pyterrier_mvret.indexes.store import Store, digest_of
 from pyterrier_mvret.scoring import MaxSim
 
 Mode = Literal["create", "overwrite", "append"]
-_VERSION = 1
+Dtype = Literal["float32", "float16", "bfloat16", "int8", "residual1", "residual2", "residual4"]
+_VERSION = 2
 _KIND = ("multivec_index", "mvret")
 
 
@@ -30,7 +31,11 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
 
     Args:
         path: the folder.
-        dtype: how vectors are stored: ``"float32"``, ``"float16"`` (the default) or ``"int8"`` (a scale a vector).
+        dtype: how vectors are stored: ``"float32"``, ``"float16"`` (the default), ``"bfloat16"``, ``"int8"`` (a scale
+            a vector; query tokens are rounded to 8 bits, too, when they meet them), or ``"residual1"``,
+            ``"residual2"``, ``"residual4"``: the nearest centroid and 1, 2 or 4 bits a dimension (ColBERTv2).
+        quantize: keep 16 bytes a vector more by which :meth:`retriever` picks candidates; none does so where it saves
+            time, from 262,144 vectors on (a segment).
         store_ids: keep each vector's token id.
         store_offsets: keep each vector's character offsets in its text.
         verbose: progress bars.
@@ -58,7 +63,8 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         self,
         path: str | Path,
         *,
-        dtype: Literal["float32", "float16", "int8"] | None = None,
+        dtype: Dtype | None = None,
+        quantize: bool | None = None,
         store_ids: bool = False,
         store_offsets: bool = False,
         verbose: bool = False,
@@ -66,7 +72,7 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         super().__init__(path)
         if dtype is not None and dtype not in CODECS:
             raise ValueError(f"dtype must be one of {', '.join(CODECS)}, got {dtype!r}")
-        self.dtype = dtype
+        self.dtype, self.quantize = dtype, quantize
         self.store_ids, self.store_offsets = store_ids, store_offsets
         self.verbose = verbose
 
@@ -89,19 +95,36 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         return MultiVecIndexer(self, mode)
 
     def retriever(
-        self, model: Any = None, *, num_results: int | None = 1000, batch_size: int = 64, verbose: bool = False
+        self,
+        model: Any = None,
+        *,
+        num_results: int | None = 1000,
+        candidates: int | Literal["auto"] | None = "auto",
+        batch_size: int = 64,
+        device: str | None = None,
+        verbose: bool = False,
     ) -> MultiVecRetriever:
-        """Q with ``query_embs`` -> R: exact search, every document is scored; equal scores by docno.
+        """Q with ``query_embs`` -> R: the best documents, by exact scores; equal scores by docno.
+
+        With ``candidates=None`` every document is scored. Otherwise all are looked up by their product-quantised codes
+        first, and only the candidates that look best are scored: more of them cost more time and miss less.
 
         Args:
             model: the model (or its scoring rule) that says how vectors are scored; none is that of the model that
                 built the index, plain MaxSim if none did.
             num_results: documents a query at most; none for all. ``retriever % k`` becomes ``num_results=k`` when
                 the pipeline is compiled.
-            batch_size: queries that share one pass over the index.
+            candidates: documents that are scored exactly, and so the most that can come back; ``"auto"`` is 4,096
+                (or ``num_results``, if that is more) where the index has codes to pick them by (see ``quantize`` of
+                :class:`MultiVecIndex`) and all where it has none or ``num_results`` is none; none is all.
+            batch_size: queries that share one pass over the index where every document is scored.
+            device: where torch scores, ``"cuda"`` for example; none is the compiled kernel on the CPU.
             verbose: a progress bar over the passes.
+
+        Raises:
+            ValueError: a number of candidates from an index without codes (when the stage runs).
         """
-        return MultiVecRetriever(self, model, num_results, batch_size, verbose)
+        return MultiVecRetriever(self, model, num_results, batch_size, verbose, candidates, device)
 
     def scorer(self, model: Any = None, *, verbose: bool = False) -> MultiVecScorer:
         """R with ``query_embs`` and ``docno`` -> R scored from the stored vectors.
@@ -162,6 +185,8 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
                 store_offsets=manifest["store_offsets"],
                 known=(lambda names: opened.positions(names) >= 0) if opened is not None else None,
                 check_encoder=lambda found: self._check_encoder(manifest, found),
+                quantized=manifest.get("quantize"),
+                verbose=self.verbose,
             )
             try:
                 builder.add(pt.tqdm(records, desc="indexing", unit="d", disable=not self.verbose))
@@ -210,6 +235,7 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
             "package_hint": self.ARTIFACT_PACKAGE_HINT,
             "version": _VERSION,
             "dtype": self.dtype or "float16",
+            "quantize": self.quantize,
             "dim": None,
             "store_ids": self.store_ids,
             "store_offsets": self.store_offsets,
@@ -241,6 +267,8 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         manifest = segments.read_manifest(self.path, _KIND, _VERSION)
         if self.dtype not in (None, manifest["dtype"]):
             raise ValueError(f"{self.path} stores {manifest['dtype']}, and was opened with dtype={self.dtype!r}")
+        if self.quantize not in (None, manifest.get("quantize")):
+            raise ValueError(f"{self.path} was built with quantize={manifest.get('quantize')}, not {self.quantize}")
         for setting in ("store_ids", "store_offsets"):
             if getattr(self, setting) and not manifest[setting]:
                 raise ValueError(f"{self.path} was built without {setting}=True")
@@ -294,6 +322,7 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
             "vectors": vectors,
             "dim": self.manifest["dim"],
             "dtype": self.manifest["dtype"],
+            "quantized": self.store.quantized,
             "bytes": size,
             "bytes_per_vector": round(size / vectors, 1) if vectors else None,
             "segments": len(entries),

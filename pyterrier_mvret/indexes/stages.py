@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 # documents scored before the best are sorted out: their scores, a row a query, stay in cache
 _BLOCK_DOCUMENTS = 4096
+# candidates that "auto" scores exactly (benchmarks/end_to_end.json)
+AUTO_CANDIDATES = 4096
 
 
 class MultiVecIndexer(Configured, pt.Indexer):
@@ -92,13 +94,18 @@ class MultiVecRetriever(_QueryStage):
         num_results: int | None = 1000,
         batch_size: int = 64,
         verbose: bool = False,
+        candidates: int | Literal["auto"] | None = "auto",
+        device: str | None = None,
     ):
         if num_results is not None and (not isinstance(num_results, int | np.integer) or num_results < 1):
             raise ValueError(f"num_results must be an integer of at least 1, or None for all, got {num_results!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.source, self.model = source, _checked_model(model)
+        if candidates not in (None, "auto") and (not isinstance(candidates, int | np.integer) or candidates < 1):
+            raise ValueError(f"candidates must be an integer of at least 1, 'auto' or None for all, got {candidates!r}")
         self.num_results, self.batch_size, self.verbose = num_results, batch_size, verbose
+        self.candidates, self.device = candidates, device
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Q with ``query_embs`` -> R."""
@@ -109,11 +116,42 @@ class MultiVecRetriever(_QueryStage):
         queries = list(self._queries(inp, store))
         scoring = self._scoring(store)
         hits: list[tuple[Sequence[str], Array]] = []
+        candidates = self._to_score(store, scoring)
         batches = range(0, len(queries), self.batch_size)
         for start in pt.tqdm(batches, desc="retrieving", unit="batch", disable=not self.verbose):
-            hits += self._search(queries[start : start + self.batch_size], scoring, store)
+            batch = queries[start : start + self.batch_size]
+            if candidates is None:
+                hits += self._search(batch, scoring, store)
+            else:
+                hits += [self._rescored(query, weights, candidates, scoring, store) for _, query, weights in batch]
         firsts = np.array([rows[0] for rows, _, _ in queries])
         return frames.ranked_frame(inp.iloc[firsts], hits)
+
+    def _to_score(self, store: "Store", scoring: MaxSim) -> int | None:
+        """Documents to be scored exactly; none for all.
+
+        Raises:
+            ValueError: candidates asked for where nothing can pick them.
+        """
+        possible = store.quantized and store.takes_products(scoring)
+        if self.candidates == "auto":
+            return self._automatic() if possible else None
+        if self.candidates is not None and not possible:
+            reason = "distances of vectors that are not of length one" if store.quantized else "without quantize=True"
+            raise ValueError(f"{self.source.path} cannot pick {self.candidates} candidates: {reason}")
+        return self.candidates
+
+    def _automatic(self) -> int | None:
+        """What "auto" means; none for all."""
+        return None if self.num_results is None else max(AUTO_CANDIDATES, self.num_results)
+
+    def _rescored(
+        self, query: Array, weights: Array | None, candidates: int, scoring: MaxSim, store: "Store"
+    ) -> tuple[Sequence[str], Array]:
+        """The best of the documents that look best by their codes, scored exactly."""
+        positions = store.candidates(query, weights, candidates)
+        scores = store.score(scoring, query, positions, weights, self.device)
+        return self._ranked(*self._keep(scores, positions), store)
 
     def _search(self, batch: list[Any], scoring: MaxSim, store: "Store") -> list[tuple[Sequence[str], Array]]:
         """The best documents of each query; one pass over the index serves them all."""
@@ -123,7 +161,7 @@ class MultiVecRetriever(_QueryStage):
         if any(w is not None for _, _, w in batch):
             weights = np.concatenate([np.ones(len(v), np.float32) if w is None else w for _, v, w in batch])
         found: list[list[tuple[Array, Array]]] = [[] for _ in batch]
-        for positions, scores in store.scan(scoring, vectors, offsets, weights, _BLOCK_DOCUMENTS):
+        for positions, scores in store.scan(scoring, vectors, offsets, weights, _BLOCK_DOCUMENTS, self.device):
             for parts, mine in zip(found, scores, strict=True):
                 parts.append((mine, positions))
                 if self.num_results is not None:
@@ -147,7 +185,11 @@ class MultiVecRetriever(_QueryStage):
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
         """``retriever % k`` retrieves k."""
         if self.num_results is None or k < self.num_results:
-            return self._replace(num_results=k)
+            fused = self._replace(num_results=k)
+            if fused._automatic() == self._automatic() or self.candidates != "auto":
+                return fused
+            if self.num_results is None:  # all were scored exactly: so they stay
+                return self._replace(num_results=k, candidates=None)
         return None
 
 

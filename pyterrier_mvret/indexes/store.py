@@ -8,16 +8,18 @@ import numpy as np
 import numpy.typing as npt
 
 from pyterrier_mvret.frames import first_no_text
+from pyterrier_mvret.indexes import residual
 from pyterrier_mvret.indexes.codecs import CODECS, Codec
 from pyterrier_mvret.indexes.docnos import FIELDS, DocnoTable, hash_probe, hashes, lookup_arrays
+from pyterrier_mvret.indexes.quantize import quantizer_of
 from pyterrier_mvret.indexes.segments import DamagedIndexError, check_digest, open_array
-from pyterrier_mvret.scoring import MaxSim, StoredVectors
+from pyterrier_mvret.scoring import MaxSim
 from pyterrier_mvret.scoring.ragged import ragged_rows
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 # arrays with a row a token are read by parts; of the others, up to this size (8 million documents) all is checked
-_A_TOKEN = ("vectors", "scales", "token_ids", "token_offsets")
+_A_TOKEN = ("vectors", "scales", "token_ids", "token_offsets", "centroid_ids", "pq_codes")
 _READ_WHOLE = 1 << 26
 
 
@@ -28,7 +30,13 @@ class Segment:
         self.codec = codec
         self.arrays = {field: open_array(folder / f"{field}.npy", file) for field, file in entry["files"].items()}
         self.offsets: Ints = self.arrays["offsets"]
-        rows = {name: len(self.arrays[name]) for name in codec.fields}
+        self.unit = bool(entry.get("unit", False))
+        self.all_filled = not entry["empty"]
+        a_row = [name for name in (*codec.fields, "pq_codes") if name in self.arrays]
+        missing = {*codec.fields, *(residual.FIELDS if codec.bits else ())} - self.arrays.keys()
+        if missing:
+            raise DamagedIndexError(f"{folder} lacks {', '.join(sorted(missing))}")
+        rows = {name: len(self.arrays[name]) for name in a_row}
         if len(self.offsets) != entry["documents"] + 1 or set(rows.values()) != {entry["vectors"]}:
             raise DamagedIndexError(f"{folder} does not hold the documents and vectors that the manifest names")
         for field, file in entry["files"].items():  # a wrong bit here would be a wrong document: read what is small
@@ -39,7 +47,9 @@ class Segment:
             positions = np.arange(entry["documents"], dtype=np.int64)
             tables |= lookup_arrays(hashes(DocnoTable(tables).names(positions)))
         self.docnos = DocnoTable(tables)
-        self.stored = StoredVectors(self.arrays["vectors"], self.arrays.get("scales"))
+        self.stored = codec.stored(self.arrays, self.unit)
+        self._codes = self.arrays.get("pq_codes")
+        self._quantizer = quantizer_of(self.arrays) if self._codes is not None else None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -48,10 +58,34 @@ class Segment:
         """Vectors of rows as float32."""
         return self.stored.floats(rows)
 
-    def score(self, rule: MaxSim, queries: Floats, query_offsets: Ints, documents: Any, weights: Any = None) -> Floats:
+    def score(
+        self,
+        rule: MaxSim,
+        queries: Floats,
+        query_offsets: Ints,
+        documents: Any,
+        weights: Any = None,
+        device: str | None = None,
+    ) -> Floats:
         """Scores of packed queries with documents of this segment (positions or a slice): (queries, documents)."""
         starts, ends = self.offsets[:-1][documents], self.offsets[1:][documents]
-        return rule.stored(queries, query_offsets, self.stored, starts, ends, weights)
+        return rule.stored(queries, query_offsets, self.stored, starts, ends, weights, device)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether there are codes to pick candidates by."""
+        return self._quantizer is not None
+
+    def approximate(self, query: Floats, weights: Any) -> Floats:
+        """Approximate scores of all documents; infinite without codes, minus infinity for documents without vectors."""
+        if self._quantizer is None or self._codes is None:
+            scores = np.full(len(self), np.inf, np.float32)
+        else:
+            table = self._quantizer.table(query, weights)
+            scores = table.scores(self._codes, self.offsets[:-1], self.offsets[1:])
+        if not self.all_filled:
+            scores[np.diff(self.offsets) == 0] = -np.inf
+        return scores
 
 
 class Store:
@@ -151,23 +185,41 @@ class Store:
             packed[ragged_rows(offsets[mine], lengths[mine])] = rows
         return packed, offsets
 
-    def score(self, rule: MaxSim, query: Floats, positions: Ints, weights: Any = None) -> Floats:
+    def score(
+        self, rule: MaxSim, query: Floats, positions: Ints, weights: Any = None, device: str | None = None
+    ) -> Floats:
         """Scores of one query with documents at positions."""
         scores = np.empty(len(positions), dtype=np.float32)
         one = np.array([0, len(query)])
         for segment, mine, local in self._by_segment(positions):
-            scores[mine] = segment.score(rule, query, one, local, weights)[0]
+            scores[mine] = segment.score(rule, query, one, local, weights, device)[0]
         return scores
 
+    @property
+    def quantized(self) -> bool:
+        """Whether some segment has codes to pick candidates by."""
+        return any(segment.quantized for segment in self.segments)
+
+    def takes_products(self, rule: MaxSim) -> bool:
+        """Whether a rule ranks documents as inner products do, which codes approximate."""
+        return rule.similarity == "cosine" or all(segment.unit for segment in self.segments)
+
+    def candidates(self, query: Floats, weights: Any, count: int) -> Ints:
+        """The documents that score best by their codes, in the order of the index; all of segments without codes."""
+        scores = np.concatenate([segment.approximate(query, weights) for segment in self.segments])
+        count = max(count, int(np.isposinf(scores).sum()))
+        best = np.argpartition(-scores, count)[:count] if count < len(scores) else np.arange(len(scores))
+        return np.sort(best[scores[best] > -np.inf]).astype(np.int64)
+
     def scan(
-        self, rule: MaxSim, queries: Floats, query_offsets: Ints, weights: Any, documents: int
+        self, rule: MaxSim, queries: Floats, query_offsets: Ints, weights: Any, documents: int, device: str | None
     ) -> Iterator[tuple[Ints, Floats]]:
         """Scores of packed queries with all documents that have vectors, in blocks of so many: positions, scores."""
         for start, segment in zip(self.starts, self.segments, strict=False):
             for first in range(0, len(segment), documents):
                 block = slice(first, min(first + documents, len(segment)))
                 filled = np.flatnonzero(np.diff(segment.offsets[block.start : block.stop + 1]))
-                scores = segment.score(rule, queries, query_offsets, block, weights)
+                scores = segment.score(rule, queries, query_offsets, block, weights, device)
                 yield start + first + filled, scores[:, filled]
 
 

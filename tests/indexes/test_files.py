@@ -47,7 +47,7 @@ def test_damaged_and_foreign_manifests(path):
         len(mv.MultiVecIndex(path))
     changes = [
         ({"type": "dense_index", "format": "flex"}, "holds a dense_index.flex, not a multivec_index.mvret"),
-        ({"version": 99}, "format version 99; this release reads up to 1"),
+        ({"version": 99}, "format version 99; this release reads up to 2"),
     ]
     for change, message in changes:
         manifest.write_text(json.dumps({**json.loads(content), **change}))
@@ -77,7 +77,7 @@ def test_settings_of_an_index_on_disk_rule(path):
         len(mv.MultiVecIndex(path, dtype="float32"))
     with pytest.raises(ValueError, match="was built without store_offsets=True"):
         len(mv.MultiVecIndex(path, store_offsets=True))
-    with pytest.raises(ValueError, match="dtype must be one of float32, float16, int8"):
+    with pytest.raises(ValueError, match="dtype must be one of float32, float16, bfloat16, int8, residual1"):
         mv.MultiVecIndex(path, dtype="float64")
 
 
