@@ -94,6 +94,11 @@ static void finish(const job_t *job, Py_ssize_t block, Py_ssize_t document, floa
 
 static float half_to_float(uint16_t half)
 {
+#if defined(__aarch64__) && defined(__GNUC__)
+    __fp16 native;
+    memcpy(&native, &half, sizeof native);
+    return (float)native;
+#else
     uint32_t sign = (uint32_t)(half & 0x8000u) << 16, exponent = (half >> 10) & 0x1fu, mantissa = half & 0x3ffu, bits;
     float value;
     if (exponent == 0) { /* zero or subnormal: mantissa * 2^-24 */
@@ -107,6 +112,7 @@ static float half_to_float(uint16_t half)
     }
     memcpy(&value, &bits, sizeof value);
     return value;
+#endif
 }
 
 /* the codes of a row are turned into floats, or into bytes where integers are multiplied, in one of these */
