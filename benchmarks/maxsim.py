@@ -3,28 +3,36 @@
     python benchmarks/maxsim.py
 
 Each way is timed on data it has just read ("warm") and after 200 MB of something else have gone through the cache
-("cold"), in turn, and with one and two threads; beside them the bare matrix product and the speed of reading memory.
-Writes maxsim.json and prints it. Milliseconds differ between machines and days: read ratios within one run.
+("cold"), with two threads and with one, each in a process of its own, as some libraries cannot change theirs later;
+beside them the bare matrix product, the machine's peak of it, and the speed of reading memory. The peer maxsim-cpu is
+timed where it is installed. Writes maxsim.json and prints it. Milliseconds differ between machines and days: read
+ratios within one run.
 """
 
 import json
 import os
-import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from limits import about, limits
 from sentence_transformers.util import maxsim
 
 import pyterrier_mvret as mv
 from pyterrier_mvret.scoring import fused
+
+try:
+    import maxsim_cpu
+except ImportError:
+    maxsim_cpu = None
 
 REPEATS = 15
 rng = np.random.default_rng(0)
@@ -36,6 +44,7 @@ query = vectors[rng.integers(0, len(vectors), 32)].copy()
 half, codes = vectors.astype(np.float16), np.rint(vectors * 127).astype(np.int8)
 tensor, query_tensor = torch.from_numpy(vectors), torch.from_numpy(query)
 documents = list(torch.split(tensor, lengths.tolist()))
+arrays = [d.numpy() for d in documents]
 owner = torch.from_numpy(np.repeat(np.arange(1000), lengths))[:, None].expand(-1, 32)
 other = np.ones(50_000_000, dtype=np.float32)
 
@@ -55,6 +64,39 @@ def packed_torch() -> Any:
     return best.scatter_reduce_(0, owner, tensor @ query_tensor.T, "amax").sum(1).numpy()
 
 
+def packed_torch_medium() -> Any:
+    """The same with torch's "medium" precision: oneDNN may round to bfloat16 before it multiplies."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        return packed_torch()
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def ways(index: mv.MultiVecIndex) -> dict[str, Callable[[], Any]]:
+    """Everything that is timed."""
+    stage, frame = index.scorer(), pd.DataFrame({"qid": "1", "docno": [f"d{i}" for i in range(1000)]})
+    frame = frame.assign(query_embs=[query] * 1000)
+    named: dict[str, Callable[[], Any]] = {
+        "sentence-transformers maxsim": lambda: maxsim([query_tensor], documents)[0].numpy(),
+        "packed torch, scatter_reduce": packed_torch,
+        'packed torch through oneDNN ("medium"), scatter_reduce': packed_torch_medium,
+    }
+    if maxsim_cpu is not None:
+        named["maxsim-cpu"] = lambda: maxsim_cpu.maxsim_scores_variable(query, arrays)
+    ours = f"ours, {mv.scoring.backend()}"
+    return named | {
+        "ours, numpy": without_kernel,
+        f"{ours}, float32": lambda: mv.scoring.maxsim_packed(query, vectors, offsets),
+        f"{ours}, float16": lambda: mv.scoring.maxsim_packed(query, half, offsets),
+        f"{ours}, int8": lambda: mv.scoring.maxsim_packed(query, codes, offsets),
+        "ours, whole stage from the index, float32": lambda: stage(frame)["score"].to_numpy(),
+        "matrix product alone (torch)": lambda: tensor @ query_tensor.T,
+        "reading the vectors once (sum)": lambda: vectors.sum(),
+    }
+
+
 def timed(function: Callable[[], Any], cold: bool) -> float:
     """Median milliseconds."""
     time.sleep(0.3)  # threads of the libraries timed before wait busily for a while
@@ -69,50 +111,51 @@ def timed(function: Callable[[], Any], cold: bool) -> float:
     return round(1e3 * statistics.median(times), 2)
 
 
-def main() -> dict[str, Any]:
-    """All figures."""
+def figures(threads: int) -> dict[str, Any]:
+    """Milliseconds and errors of all ways, and the machine's limits."""
+    torch.set_num_threads(threads)
     expected = maxsim([query_tensor], documents)[0].numpy()
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         index = mv.MultiVecIndex(Path(folder) / "x.mv", dtype="float32")
-        index.index({"docno": f"d{i}", "doc_embs": d.numpy()} for i, d in enumerate(documents))
-        stage, frame = index.scorer(), pd.DataFrame({"qid": "1", "docno": [f"d{i}" for i in range(1000)]})
-        frame = frame.assign(query_embs=[query] * 1000)
-        ways: dict[str, Callable[[], Any]] = {
-            "sentence-transformers maxsim": lambda: maxsim([query_tensor], documents)[0].numpy(),
-            "packed torch, scatter_reduce": packed_torch,
-            "ours, numpy": without_kernel,
-            f"ours, {mv.scoring.backend()}, float32": lambda: mv.scoring.maxsim_packed(query, vectors, offsets),
-            f"ours, {mv.scoring.backend()}, float16": lambda: mv.scoring.maxsim_packed(query, half, offsets),
-            f"ours, {mv.scoring.backend()}, int8": lambda: mv.scoring.maxsim_packed(query, codes, offsets),
-            "ours, whole stage from the index, float32": lambda: stage(frame)["score"].to_numpy(),
-            "matrix product alone (torch)": lambda: tensor @ query_tensor.T,
-            "reading the vectors once (sum)": lambda: vectors.sum(),
-        }
-        figures: dict[str, Any] = {}
-        for threads in (2, 1):
-            torch.set_num_threads(threads)
-            for name, way in ways.items():
-                mine = figures.setdefault(name, {})
-                mine[f"warm, threads {threads}"] = timed(way, cold=False)
-                mine[f"cold, threads {threads}"] = timed(way, cold=True)
-        torch.set_num_threads(2)
-        for name, way in ways.items():
+        index.index({"docno": f"d{i}", "doc_embs": d} for i, d in enumerate(arrays))
+        for name, way in ways(index).items():
+            mine = found[name] = {
+                f"warm, threads {threads}": timed(way, cold=False),
+                f"cold, threads {threads}": timed(way, cold=True),
+            }
             scores = np.asarray(way())
             if scores.shape == expected.shape:
                 scale = 127 if name.endswith("int8") else 1
-                figures[name]["largest error"] = float(f"{np.abs(scores / scale - expected).max():.1g}")
-    return figures
+                mine["largest error"] = float(f"{np.abs(scores / scale - expected).max():.1g}")
+    return {"milliseconds": found, "limits": limits(threads)}
+
+
+def in_a_process(threads: int) -> dict[str, Any]:
+    """:func:`figures` where every library starts with so many threads."""
+    count = str(threads)
+    environment = os.environ | {"OMP_NUM_THREADS": count, "RAYON_NUM_THREADS": count}
+    command = [sys.executable, __file__, "--threads", count]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    """Both numbers of threads side by side."""
+    two, one = in_a_process(2), in_a_process(1)
+    outcome = {
+        "about": about("python benchmarks/maxsim.py", ("numpy", "torch", "sentence-transformers", "maxsim-cpu")),
+        "limits": {"threads 2": two["limits"], "threads 1": one["limits"]},
+        "milliseconds": {name: one["milliseconds"][name] | mine for name, mine in two["milliseconds"].items()},
+    }
+    (Path(__file__).resolve().parent / "maxsim.json").write_text(json.dumps(outcome, indent=1) + "\n")
+    columns = [f"{state}, threads {n}" for n in (2, 1) for state in ("warm", "cold")]
+    print(pd.DataFrame(outcome["milliseconds"]).T[[*columns, "largest error"]].to_string())
+    print(pd.DataFrame(outcome["limits"]).T.to_string())
 
 
 if __name__ == "__main__":
-    outcome = {
-        "about": {
-            "command": "python benchmarks/maxsim.py",
-            "cores": os.cpu_count(),
-            "machine": platform.processor() or platform.machine(),
-            "versions": {p: version(p) for p in ("numpy", "torch", "sentence-transformers")},
-        },
-        "milliseconds": main(),
-    }
-    (Path(__file__).resolve().parent / "maxsim.json").write_text(json.dumps(outcome, indent=1) + "\n")
-    print(pd.DataFrame(outcome["milliseconds"]).T.to_string())
+    if sys.argv[1:2] == ["--threads"]:
+        print(json.dumps(figures(int(sys.argv[2]))))
+    else:
+        main()
