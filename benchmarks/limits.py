@@ -30,11 +30,12 @@ def limits(threads: int) -> dict[str, float]:
 
 
 def about(command: str, packages: Iterable[str]) -> dict[str, Any]:
-    """The machine, and the versions of packages ("not installed" where a peer is not there)."""
+    """The machine and how busy it was, and the versions of packages ("not installed" for a peer that is not there)."""
     return {
         "command": command,
         "cores": os.cpu_count(),
         "machine": _processor(),
+        "load average": round(os.getloadavg()[0], 1),
         "versions": {package: installed(package) or "not installed" for package in packages},
     }
 

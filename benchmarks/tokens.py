@@ -68,9 +68,11 @@ class Pool:
         return len(self.offsets) - 1
 
 
-def pool(data: Path, cache: Path) -> Pool:
+def pool(data: Path | None, cache: Path) -> Pool:
     """The pool in the file ``cache`` (npz); encoded from the collections in the folder ``data`` where there is none."""
     if not cache.exists():
+        if data is None:
+            raise FileNotFoundError(f"{cache} is to be made: say where the collections are")
         made = _encoded(data)
         part = cache.with_name(cache.name + ".part")
         with part.open("wb") as file:
