@@ -4,14 +4,14 @@
 
 FOLDER holds one folder a collection (docs.jsonl.gz, queries.tsv.gz); what is made of it, real and synthetic documents
 of some 60 vectors of 128 dimensions and real queries of 32, is described in tokens.py and kept in the file --cache.
-Each way answers one query at a time and batches of 16 and 64, with two threads and with one, and returns its best 100
-documents; a document counts as found if its exact score reaches that of the 10th or 100th. Ways of ours are whole
-pipeline stages, data frames included; the others are bare functions that return arrays. See peers.py for them and for
-those that are not compared.
+Each way answers one query at a time, batches of 16, and all 64 at once, with two threads and with one, and returns its
+best 100 documents; a document counts as found if its exact score reaches that of the 10th or 100th. Ways of ours are
+whole pipeline stages, data frames included; the others are bare functions that return arrays. See peers.py for them and
+for those that are not compared.
 
-Writes end_to_end.json, one entry a size (a run replaces only the sizes and ways it measured), with the machine's limits
-beside, and prints it as a table. 20,000 documents take some minutes; larger sizes need disk for an index a storage type
-(500,000 documents in float32: 16 GB).
+Writes end_to_end.json, one entry a size, with the machine's limits and how busy it was, and prints it as a table.
+--only replaces some families of an entry: compare those only that were measured together. 20,000 documents take some
+minutes; larger sizes need disk for an index a storage type (500,000 documents in float32: 16 GB).
 """
 
 import argparse
@@ -105,26 +105,34 @@ def measured(way: Way, queries: list[Floats], scores: Floats, budget: float) -> 
         torch.set_num_threads(threads)
         faiss.omp_set_num_threads(threads)
         time.sleep(0.3)  # threads of what was timed before wait busily for a while
-        for batch in (1, 16, 64):
-            if batch <= len(queries):
-                figures[f"ms, threads {threads}, batch {batch}"] = milliseconds(way, queries, batch, budget)
+        for batch in (1, 16):
+            figures[f"ms, threads {threads}, batch {batch}"] = milliseconds(way, queries, batch, budget)
+        start = time.perf_counter()
+        answers = way.search(queries)
+        seconds = time.perf_counter() - start
+        figures[f"ms, threads {threads}, batch {len(queries)}"] = float(f"{1e3 * seconds / len(queries):.3g}")
     torch.set_num_threads(2)
     faiss.omp_set_num_threads(2)
-    answers = [way.search([query])[0] for query in queries]
     figures |= {f"recall@{k}": recall(answers, scores, k) for k in (10, DEPTH)}
     return figures | {"seconds to build": round(way.seconds, 1), "bytes a vector": way.bytes_per_vector}
 
 
-def run(setting: Setting, queries: list[Floats], only: list[str], budget: float) -> dict[str, Any]:
-    """The chosen ways at one size."""
-    torch.set_num_threads(2)
+def run(setting: Setting, queries: list[Floats], only: list[str], budget: float) -> None:
+    """The chosen ways at one size; each family is kept once it is measured."""
+    machine = {f"threads {threads}": limits(threads) for threads in (1, 2)}
     scores = truth(setting, queries)
-    found: dict[str, Any] = {}
     for family in only:
+        entry: dict[str, Any] = {
+            "about": about(f"python benchmarks/end_to_end.py --sizes {setting.size}", PACKAGES),
+            "limits": machine,
+            "vectors": setting.rows,
+            "queries": len(queries),
+            "ways": {},
+        }
         for way in WAYS[family](setting):
-            found[way.name] = measured(way, queries, scores, budget)
-            print(f"  {way.name}: {json.dumps(found[way.name])}", flush=True)
-    return found
+            entry["ways"][way.name] = measured(way, queries, scores, budget)
+            print(f"  {way.name}: {json.dumps(entry['ways'][way.name])}", flush=True)
+        keep(setting.size, entry)
 
 
 # ---------------------------------------------------------------------- results
@@ -160,7 +168,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "float16", "int8"])
     parser.add_argument("--only", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--queries", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=3, help="time that one figure may take, about")
+    parser.add_argument("--seconds", type=float, default=2, help="time that one figure may take, about")
     parser.add_argument("--scratch", type=Path, help="where indexes are built and removed again; default: temporary")
     arguments = parser.parse_args()
     if arguments.cache:
@@ -171,15 +179,7 @@ def main() -> None:
             try:
                 setting = Setting(pool, size, folder, arguments.dtypes)
                 print(f"{size:,} documents", flush=True)
-                ways = run(setting, queries, arguments.only, arguments.seconds)
-                entry = {
-                    "about": about(f"python benchmarks/end_to_end.py --sizes {size}", PACKAGES),
-                    "limits": {f"threads {threads}": limits(threads) for threads in (2, 1)},
-                    "vectors": setting.rows,
-                    "queries": len(queries),
-                    "ways": ways,
-                }
-                keep(size, entry)
+                run(setting, queries, arguments.only, arguments.seconds)
             finally:
                 shutil.rmtree(folder)
     show()
