@@ -10,8 +10,9 @@ whole pipeline stages, data frames included; the others are bare functions that 
 for those that are not compared.
 
 Writes end_to_end.json, one entry a size, with the machine's limits and how busy it was, and prints it as a table.
---only replaces some families of an entry: compare those only that were measured together. 20,000 documents take some
-minutes; larger sizes need disk for an index a storage type (500,000 documents in float32: 16 GB).
+--only replaces some families of an entry: compare those only that were measured together, and at a like pace ("GFLOP/s
+at the time": a matrix product just before, for each number of threads). 20,000 documents take some minutes; larger
+sizes need disk for an index a storage type (500,000 documents in float32: 16 GB).
 """
 
 import argparse
@@ -29,7 +30,7 @@ import numpy as np
 import pandas as pd
 import tokens
 import torch
-from limits import about, limits
+from limits import about, limits, pace
 from peers import PEERS
 from setting import DEPTH, Answers, Floats, Setting, Way
 
@@ -101,10 +102,12 @@ def milliseconds(way: Way, queries: list[Floats], batch: int, budget: float) -> 
 def measured(way: Way, queries: list[Floats], scores: Floats, budget: float) -> dict[str, Any]:
     """All figures of a way."""
     figures: dict[str, Any] = {}
+    paces = []
     for threads in way.threads:
         torch.set_num_threads(threads)
         faiss.omp_set_num_threads(threads)
         time.sleep(0.3)  # threads of what was timed before wait busily for a while
+        paces.append(pace())
         for batch in (1, 16):
             figures[f"ms, threads {threads}, batch {batch}"] = milliseconds(way, queries, batch, budget)
         start = time.perf_counter()
@@ -114,6 +117,7 @@ def measured(way: Way, queries: list[Floats], scores: Floats, budget: float) -> 
     torch.set_num_threads(2)
     faiss.omp_set_num_threads(2)
     figures |= {f"recall@{k}": recall(answers, scores, k) for k in (10, DEPTH)}
+    figures["GFLOP/s at the time"] = paces
     return figures | {"seconds to build": round(way.seconds, 1), "bytes a vector": way.bytes_per_vector}
 
 

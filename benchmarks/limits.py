@@ -29,6 +29,12 @@ def limits(threads: int) -> dict[str, float]:
     return {name: float(f"{value:.3g}") for name, value in figures.items()}
 
 
+def pace() -> float:
+    """GFLOP/s of a smaller product, in a tenth of a second: on a shared machine, how much of it there was just now."""
+    square = torch.rand(_SIDE // 2, _SIDE // 2)
+    return float(f"{2 * (_SIDE // 2) ** 3 / 1e9 / _seconds(lambda: square @ square):.3g}")
+
+
 def about(command: str, packages: Iterable[str]) -> dict[str, Any]:
     """The machine and how busy it was, and the versions of packages ("not installed" for a peer that is not there)."""
     return {
