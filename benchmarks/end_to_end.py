@@ -175,6 +175,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2, help="time that one figure may take, about")
     parser.add_argument("--scratch", type=Path, help="where indexes are built and removed again; default: temporary")
     arguments = parser.parse_args()
+    if not arguments.cache and not TARGET.exists():
+        parser.error("nothing was kept yet: give --cache (and --data)")
     if arguments.cache:
         pool = tokens.pool(arguments.data, arguments.cache)
         queries = tokens.queries(pool, arguments.queries)
