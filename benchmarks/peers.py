@@ -69,7 +69,7 @@ def _blockwise(tensor: torch.Tensor, offsets: Ints) -> Callable[[list[Floats]], 
 
 # ---------------------------------------------------------------------- inverted files over token vectors
 
-#: cells visited, and nearest token vectors taken, for each query token: the best of a wider grid at its recall
+#: cells visited, and nearest token vectors taken, for each query token: a span of recall, not a tuned frontier
 FAISS_SWEEP = ((8, 128), (16, 512), (32, 1024))
 # fast scan: codes of 4 bits, compared in registers
 FAISS_KINDS: dict[str, Callable[[Any, int, int], Any]] = {
