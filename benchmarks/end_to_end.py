@@ -28,6 +28,7 @@ from typing import Any
 import faiss
 import numpy as np
 import pandas as pd
+import pyterrier as pt
 import tokens
 import torch
 from limits import about, limits, pace
@@ -38,9 +39,14 @@ import pyterrier_mvret as mv
 
 TARGET = Path(__file__).resolve().parent / "end_to_end.json"
 PACKAGES = ("numpy", "torch", "faiss-cpu", "qdrant-edge-py", "lancedb")
-# what an index offers; those that look for candidates first belong here, with the values to sweep in their names
+# what an index offers
 OURS: dict[str, Callable[[mv.MultiVecIndex], Any]] = {
-    "exact": lambda index: index.retriever(num_results=DEPTH),
+    "exact": lambda index: index.retriever(num_results=DEPTH, candidates=None),
+    "auto candidates": lambda index: index.retriever(num_results=DEPTH),
+    **{
+        f"{count} candidates": lambda index, count=count: index.retriever(num_results=DEPTH, candidates=count)
+        for count in (512, 1024, 2048)
+    },
 }
 
 
@@ -51,12 +57,19 @@ def ours(setting: Setting) -> Iterator[Way]:
         for name, verb in OURS.items():
             way = Way(f"ours, {name}, {dtype}", _through(verb(index)), seconds, index.info()["bytes_per_vector"])
             yield way
+    if {"int8", "float32"} <= set(setting.dtypes):
+        (fast, first), (exact, second) = setting.index("int8"), setting.index("float32")
+        pipeline = fast.retriever(num_results=DEPTH + 20, candidates=None) >> exact.scorer() >> pt.RankCutoff(DEPTH)
+        size = sum(index.info()["bytes_per_vector"] for index in (fast, exact))
+        yield Way("ours, exact, int8 >> float32", _through(pipeline, sort=True), first + second, size)
 
 
-def _through(stage: Any) -> Callable[[list[Floats]], Answers]:
+def _through(stage: Any, sort: bool = False) -> Callable[[list[Floats]], Answers]:
     def search(queries: list[Floats]) -> Answers:
         frame = pd.DataFrame({"qid": [str(i) for i in range(len(queries))], "query_embs": queries})
         found = stage(frame)
+        if sort:
+            found = found.sort_values(["qid", "rank"], key=lambda c: c.astype(int))
         positions = np.array([int(docno[1:]) for docno in found["docno"].tolist()])
         return np.split(positions, np.flatnonzero(found["rank"].to_numpy() == 0)[1:])
 

@@ -19,6 +19,7 @@ from ir_measures import nDCG
 from sentence_transformers.util import maxsim
 
 import pyterrier_mvret as mv
+from pyterrier_mvret.indexes.codecs import CODECS
 
 mini = pt.get_dataset("mvret:mini")
 documents = pd.DataFrame(mini.get_corpus_iter(verbose=False))[["docno", "text"]]
@@ -54,7 +55,7 @@ outcome: dict[str, Any] = {
     "sentence-transformers' maxsim": compared(pt.model.add_ranks(pairs.assign(score=library.astype(np.float64)))),
 }
 with tempfile.TemporaryDirectory() as folder:
-    for dtype in ("float32", "float16", "int8"):
+    for dtype in CODECS:
         index = mv.MultiVecIndex(Path(folder) / f"{dtype}.mv", dtype=dtype)
         (colbert.doc_encoder() >> index).index(documents.to_dict(orient="records"))
         results = (colbert.query_encoder() >> index.scorer())(pairs)

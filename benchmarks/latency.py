@@ -28,11 +28,14 @@ import pyterrier_mvret as mv
 from pyterrier_mvret import frames
 from pyterrier_mvret.encoders.token_encoder import TokenEncoder
 from pyterrier_mvret.indexes.stages import MultiVecRetriever
+from pyterrier_mvret.indexes.store import Store
 
 # none of these calls another of them
 PARTS: dict[str, tuple[Any, str]] = {
     "encode: tokeniser and model": (TokenEncoder, "encode_queries"),
-    "retrieve: candidates and scores": (MultiVecRetriever, "_search"),
+    "retrieve: all scored": (MultiVecRetriever, "_search"),
+    "retrieve: candidates picked": (Store, "candidates"),
+    "retrieve: candidates scored": (Store, "score"),
     "retrieve: frame": (frames, "ranked_frame"),
 }
 
@@ -78,10 +81,11 @@ def main(data: Path | None, cache: Path, documents: int, dtypes: list[str]) -> d
         with tempfile.TemporaryDirectory() as folder:
             index = mv.MultiVecIndex(Path(folder) / "x.mv", dtype=dtype)
             index.index(tokens.documents(pool, documents))
-            pipeline = colbert.query_encoder() >> index.retriever(num_results=100)
-            for threads in (2, 1):
-                torch.set_num_threads(threads)
-                figures[f"exact, {dtype}, threads {threads}"] = passes(pipeline, pool.topics.tolist())
+            for kind, candidates in (("exact", None), ("candidates", "auto")):
+                pipeline = colbert.query_encoder() >> index.retriever(num_results=100, candidates=candidates)
+                for threads in (2, 1):
+                    torch.set_num_threads(threads)
+                    figures[f"{kind}, {dtype}, threads {threads}"] = passes(pipeline, pool.topics.tolist())
     return figures
 
 

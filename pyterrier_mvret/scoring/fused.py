@@ -30,6 +30,9 @@ _BLOCK = 32  # query tokens a tile takes; BLOCK in maxsim.c
 _KINDS = {np.dtype("f4"): 0, np.dtype("f2"): 1, np.dtype("u2"): 2, np.dtype("i1"): 3, np.dtype("u1"): 4}
 # products below which a second thread costs more than it saves
 _PRODUCTS_A_THREAD = 1 << 22
+# threads take parts of this size as they get done with others, each about so many
+_PRODUCTS_A_PART = 1 << 27
+_PARTS_A_THREAD = 8
 
 
 @cache
@@ -111,13 +114,19 @@ def in_threads(run: Callable[[int, int], None], rows: Ints, products: int) -> No
     """
     documents = len(rows)
     total = int(rows[-1]) if documents else 0
-    parts = min(threads(), 1 + products * total // _PRODUCTS_A_THREAD, max(1, documents))
+    workers = min(threads(), 1 + products * total // _PRODUCTS_A_THREAD, max(1, documents))
+    # long work is cut finer than there are threads, so that one on a busy core does not hold up the others
+    parts = max(workers, min(_PARTS_A_THREAD * workers, products * total // _PRODUCTS_A_PART)) if workers > 1 else 1
     cuts = np.searchsorted(rows, np.linspace(0, total, parts + 1)[1:-1]).tolist()
-    bounds = [(a, b) for a, b in pairwise([0, *cuts, documents]) if a < b]
-    others = [_pool(parts).submit(run, a, b) for a, b in bounds[1:]]
+    work = iter([(a, b) for a, b in pairwise([0, *cuts, documents]) if a < b])
+
+    def drain() -> None:
+        for first, last in work:
+            run(first, last)
+
+    others = [_pool(workers).submit(drain) for _ in range(workers - 1)]
     try:
-        if bounds:
-            run(*bounds[0])
+        drain()
     finally:  # nobody writes into the results once this returns
         for other in others:
             other.exception()
