@@ -7,7 +7,7 @@ the matrix of all similarities is never written. Where the extension was not com
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from itertools import pairwise
 
@@ -124,12 +124,17 @@ def in_threads(run: Callable[[int, int], None], rows: Ints, products: int) -> No
         for first, last in work:
             run(first, last)
 
-    others = [_pool(workers).submit(drain) for _ in range(workers - 1)]
-    try:
+    if workers == 1:
         drain()
-    finally:  # nobody writes into the results once this returns
-        for other in others:
-            other.exception()
+        return
+    # all work is for the pool: while this thread waits, its core is free, and systems tend to wake workers just there
+    others = [_pool(workers).submit(drain) for _ in range(workers)]
+    try:
+        wait(others)
+    finally:  # interrupted: nobody writes into the results once this returns
+        for _ in work:
+            pass
+        wait(others)
     for other in others:
         other.result()
 
