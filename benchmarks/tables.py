@@ -52,14 +52,43 @@ def throughput() -> str:
 
 
 def fidelity() -> str:
-    """What each way of storing vectors costs, in a sentence."""
+    """What each way of storing vectors costs."""
     results = json.loads((HERE / "fidelity.json").read_text())
-    parts = [
-        f"{dtype} {results[dtype]['bytes a vector (384 dimensions)']} bytes a vector of 384 dimensions, error at most "
-        f"{results[dtype]['largest relative error']:.0e}, nDCG@10 {results[dtype]['nDCG@10']:.4f}"
-        for dtype in ("float32", "float16", "int8")
+    size = "bytes a vector (384 dimensions)"
+    lines = ["| stored as | bytes a vector of 384 dimensions | largest relative error | mean | nDCG@10 |", "|---|---:|---:|---:|---:|"]
+    lines += [
+        f"| {name} | {row[size]} | {row['largest relative error']:.0e} | {row['mean relative error']:.0e} | {row['nDCG@10']:.4f} |"
+        for name, row in results.items()
+        if isinstance(row, dict) and size in row
     ]
-    return f"{'; '.join(parts)} (scores of the text: {results['text']['nDCG@10']:.4f})."
+    return "\n".join(["", *lines, f"\nScores of the text itself: nDCG@10 {results['text']['nDCG@10']:.4f}.", ""])
+
+
+def kernel() -> str:
+    """Ways to score a thousand documents, and what the machine could do at most."""
+    results = json.loads((HERE / "maxsim.json").read_text())
+    columns = [f"{state}, threads {threads}" for threads in (2, 1) for state in ("warm", "cold")]
+    lines = [f"| way | {' | '.join(columns)} | largest error |", "|---|" + "---:|" * 5]
+    for name, row in results["milliseconds"].items():
+        error = "" if row.get("largest error") is None else f"{row['largest error']:.0e}"
+        lines.append(f"| {name} | {' | '.join(f'{row[column]:.2f}' for column in columns)} | {error} |")
+    limits = results["limits"]["threads 2"]
+    facts = ", ".join(f"{what} {value:g}" for what, value in limits.items())
+    return "\n".join(["", *lines, f"\nThe machine's limits with two threads: {facts}.", ""])
+
+
+def end_to_end() -> str:
+    """Time and recall of every way, at every size."""
+    sizes = json.loads((HERE / "end_to_end.json").read_text())["sizes"]
+    header = "| documents | way | ms, 2 threads | ms, 1 thread | recall@10 | recall@100 | bytes a vector |"
+    lines = [header, "|---:|---|---:|---:|---:|---:|---:|"]
+    for size, entry in sizes.items():
+        for name, row in entry["ways"].items():
+            times = [row.get(f"ms, threads {threads}, batch 1") for threads in (2, 1)]
+            cells = ["" if time is None else f"{time:g}" for time in times]
+            cells += [f"{row['recall@10']:.3f}", f"{row['recall@100']:.3f}", f"{row['bytes a vector']:g}"]
+            lines.append(f"| {int(size):,} | {name} | {' | '.join(cells)} |")
+    return "\n".join(["", *lines, ""])
 
 
 def filled(text: str) -> str:
@@ -67,6 +96,8 @@ def filled(text: str) -> str:
     for name, table in (
         ("quality", "\n" + quality() + "\n"),
         ("throughput", throughput()),
+        ("kernel", kernel()),
+        ("end to end", end_to_end()),
         ("fidelity", fidelity()),
     ):
         block = f"<!-- {name} -->{table}<!-- /{name} -->"

@@ -19,7 +19,7 @@ from pyterrier_mvret.scoring import StoredVectors
 _DOCUMENTS_A_BLOCK = 256
 _VECTORS_A_BLOCK = 1 << 12
 # vectors from which on candidates by codes save time (benchmarks/end_to_end.json)
-QUANTIZED_FROM = 1 << 18
+QUANTIZED_FROM = 1 << 19
 Record = Mapping[str, Any]
 
 

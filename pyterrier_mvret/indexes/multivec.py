@@ -35,7 +35,7 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
             a vector; query tokens are rounded to 8 bits, too, when they meet them), or ``"residual1"``,
             ``"residual2"``, ``"residual4"``: the nearest centroid and 1, 2 or 4 bits a dimension (ColBERTv2).
         quantize: keep 16 bytes a vector more by which :meth:`retriever` picks candidates; none does so where it saves
-            time, from 262,144 vectors on (a segment).
+            time, from 524,288 vectors on (a segment).
         store_ids: keep each vector's token id.
         store_offsets: keep each vector's character offsets in its text.
         verbose: progress bars.
@@ -116,7 +116,7 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
                 the pipeline is compiled.
             candidates: documents that are scored exactly, and so the most that can come back; ``"auto"`` is 4,096
                 (or ``num_results``, if that is more) where the index has codes to pick them by (see ``quantize`` of
-                :class:`MultiVecIndex`) and all where it has none or ``num_results`` is none; none is all.
+                :class:`MultiVecIndex`) and at least twice as many documents, else all; none is all.
             batch_size: queries that share one pass over the index where every document is scored.
             device: where torch scores, ``"cuda"`` for example; none is the compiled kernel on the CPU.
             verbose: a progress bar over the passes.

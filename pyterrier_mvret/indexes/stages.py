@@ -135,7 +135,9 @@ class MultiVecRetriever(_QueryStage):
         """
         possible = store.quantized and store.takes_products(scoring)
         if self.candidates == "auto":
-            return self._automatic() if possible else None
+            count = self._automatic()
+            # picking pays only if it leaves most documents out
+            return count if possible and count is not None and len(store) >= 2 * count else None
         if self.candidates is not None and not possible:
             reason = "distances of vectors that are not of length one" if store.quantized else "without quantize=True"
             raise ValueError(f"{self.source.path} cannot pick {self.candidates} candidates: {reason}")

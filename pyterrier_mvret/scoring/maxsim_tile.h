@@ -259,12 +259,13 @@ TARGET static int JOIN(decode_, ISA)(const job_t *job, Py_ssize_t first, Py_ssiz
     } else if (job->kind == KIND_RESIDUAL) {
         return JOIN(restore_, ISA)(job, first, rows, out.floats);
     } else {
-        const int8_t *in = (const int8_t *)job->vectors + start;
+        const int8_t *restrict in = (const int8_t *)job->vectors + start;
 #if BYTES
-        Py_ssize_t width = (dim + 3) / 4 * 4;
-        for (Py_ssize_t r = 0; r < rows; r++)
-            for (Py_ssize_t d = 0; d < dim; d++)
-                out.bytes[r * width + d] = (uint8_t)in[r * dim + d] ^ 0x80;
+        uint8_t *restrict bytes = out.bytes;
+        Py_ssize_t width = (dim + 3) / 4 * 4, pieces = width == dim ? 1 : rows; /* one long row where none is padded */
+        for (Py_ssize_t r = 0; r < pieces; r++)
+            for (Py_ssize_t d = 0; d < n / pieces; d++)
+                bytes[r * width + d] = (uint8_t)in[r * dim + d] ^ 0x80;
 #else
         for (Py_ssize_t i = 0; i < n; i++)
             out.floats[i] = (float)in[i];

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import pyterrier_mvret as mv
-from pyterrier_mvret.indexes import builder, quantize
+from pyterrier_mvret.indexes import builder, quantize, stages
 
 from .test_codecs import clustered, unit
 from .vectors import build
@@ -122,3 +122,15 @@ def test_the_torch_path_finds_the_same(index, queries):
     for candidates in (None, 60):
         ours = index.retriever(num_results=20, candidates=candidates)(queries)
         same(index.retriever(num_results=20, candidates=candidates, device="cpu")(queries), ours)
+
+
+def test_auto_picks_only_where_it_leaves_most_documents_out(index, queries, monkeypatch):
+    exact, few = (index.retriever(num_results=20, candidates=count)(queries) for count in (None, 30))
+    assert not few["docno"].equals(exact["docno"])
+    monkeypatch.setattr(stages, "AUTO_CANDIDATES", 30)
+    same(index.retriever(num_results=20)(queries), few)
+    monkeypatch.setattr(stages, "AUTO_CANDIDATES", 201)  # more than half of 400
+    same(index.retriever(num_results=20)(queries), exact)
+    monkeypatch.setattr(stages, "AUTO_CANDIDATES", 30)
+    assert index.retriever(num_results=50)(queries).groupby("qid").size().tolist() == [50] * 8
+    assert len(index.retriever(num_results=None)(queries)) == 8 * 399
