@@ -114,9 +114,9 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
                 built the index, plain MaxSim if none did.
             num_results: documents a query at most; none for all. ``retriever % k`` becomes ``num_results=k`` when
                 the pipeline is compiled.
-            candidates: documents that are scored exactly, and so the most that can come back; ``"auto"`` is 4,096
-                (or ``num_results``, if that is more) where the index has codes to pick them by (see ``quantize`` of
-                :class:`MultiVecIndex`) and at least twice as many documents, else all; none is all.
+            candidates: documents that are scored exactly, and so the most that can come back; ``"auto"`` is one
+                document of 32, but 4,096 and ``num_results`` at least, where the index has codes to pick them by (see
+                ``quantize`` of :class:`MultiVecIndex`) and at least twice as many documents, else all; none is all.
             batch_size: queries that share one pass over the index where every document is scored.
             device: where torch scores, ``"cuda"`` for example; none is the compiled kernel on the CPU.
             verbose: a progress bar over the passes.

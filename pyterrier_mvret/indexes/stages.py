@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 # documents scored before the best are sorted out: their scores, a row a query, stay in cache
 _BLOCK_DOCUMENTS = 4096
-# candidates that "auto" scores exactly (benchmarks/end_to_end.json)
+# candidates that "auto" scores exactly: at least so many, and one document of so many (benchmarks/end_to_end.json)
 AUTO_CANDIDATES = 4096
+_AUTO_SHARE = 32
 
 
 class MultiVecIndexer(Configured, pt.Indexer):
@@ -135,17 +136,15 @@ class MultiVecRetriever(_QueryStage):
         """
         possible = store.quantized and store.takes_products(scoring)
         if self.candidates == "auto":
-            count = self._automatic()
+            if not possible or self.num_results is None:
+                return None
+            count = max(AUTO_CANDIDATES, len(store) // _AUTO_SHARE, self.num_results)
             # picking pays only if it leaves most documents out
-            return count if possible and count is not None and len(store) >= 2 * count else None
+            return count if len(store) >= 2 * count else None
         if self.candidates is not None and not possible:
             reason = "distances of vectors that are not of length one" if store.quantized else "without quantize=True"
             raise ValueError(f"{self.source.path} cannot pick {self.candidates} candidates: {reason}")
         return self.candidates
-
-    def _automatic(self) -> int | None:
-        """What "auto" means; none for all."""
-        return None if self.num_results is None else max(AUTO_CANDIDATES, self.num_results)
 
     def _rescored(
         self, query: Array, weights: Array | None, candidates: int, scoring: MaxSim, store: "Store"
@@ -187,9 +186,8 @@ class MultiVecRetriever(_QueryStage):
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
         """``retriever % k`` retrieves k."""
         if self.num_results is None or k < self.num_results:
-            fused = self._replace(num_results=k)
-            if fused._automatic() == self._automatic() or self.candidates != "auto":
-                return fused
+            if self.candidates != "auto" or (self.num_results or 0) in range(1, AUTO_CANDIDATES + 1):
+                return self._replace(num_results=k)
             if self.num_results is None:  # all were scored exactly: so they stay
                 return self._replace(num_results=k, candidates=None)
         return None

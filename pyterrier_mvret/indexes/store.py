@@ -202,7 +202,8 @@ class Store:
 
     def takes_products(self, rule: MaxSim) -> bool:
         """Whether a rule ranks documents as inner products do, which codes approximate."""
-        return rule.similarity == "cosine" or all(segment.unit for segment in self.segments)
+        unit = all(segment.unit for segment in self.segments)
+        return rule.similarity == "cosine" or (rule.similarity == "l2" and unit)
 
     def candidates(self, query: Floats, weights: Any, count: int) -> Ints:
         """The documents that score best by their codes, in the order of the index; all of segments without codes."""

@@ -26,6 +26,8 @@ Ints = npt.NDArray[np.int64]
 
 #: the most similarities a query token can take from a document here; MOST_K in maxsim.c
 MOST_K = 8
+#: the most dimensions of int8 vectors here; MOST_BYTES in maxsim.c
+MOST_BYTES = 1 << 16
 _BLOCK = 32  # query tokens a tile takes; BLOCK in maxsim.c
 _KINDS = {np.dtype("f4"): 0, np.dtype("f2"): 1, np.dtype("u2"): 2, np.dtype("i1"): 3, np.dtype("u1"): 4}
 # products below which a second thread costs more than it saves
@@ -46,7 +48,8 @@ def takes(stored: StoredVectors, k: int = 1) -> bool:
     vectors = stored.vectors
     plain = vectors.flags.c_contiguous and vectors.flags.aligned and vectors.shape[1] > 0
     codes = (vectors.dtype == np.uint8) == (stored.residual is not None)
-    return bool(versions()) and vectors.dtype in _KINDS and plain and codes and k <= MOST_K
+    short = vectors.dtype != np.int8 or stored.dim <= MOST_BYTES
+    return bool(versions()) and vectors.dtype in _KINDS and plain and codes and short and k <= MOST_K
 
 
 def add_scores(

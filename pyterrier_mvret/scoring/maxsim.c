@@ -20,6 +20,7 @@
 #define LINE 16           /* floats in a cache line */
 #define CHUNK_BYTES 24576 /* of rows that are decoded, and read by all query blocks, before the next: most of the L1 */
 #define AHEAD 6           /* rows whose centroids are asked for before they are needed */
+#define MOST_BYTES 65536  /* dimensions of bytes whose products fit into 32 bits together */
 #define MOST_K 8          /* similarities a query token may take from a document */
 #if defined(__GNUC__)
 #define NOINLINE __attribute__((noinline)) /* a tile needs all registers to itself */
@@ -226,6 +227,8 @@ static const char *misfit(const job_t *job, const Py_buffer *b, Py_ssize_t rows,
         return "owners do not have one integer a block";
     if (job->kind == KIND_RESIDUAL && ((job->bits != 1 && job->bits != 2 && job->bits != 4) || job->dim * job->bits % 8))
         return "residual codes take 1, 2 or 4 bits and whole bytes a row";
+    if (job->kind == KIND_INT8 && job->dim > MOST_BYTES)
+        return "so many dimensions of bytes overflow their sum";
     if (b[VECTORS].len != rows * (job->dim * job->bits / 8))
         return "vectors do not have rows * dim items";
     if (job->scales && b[SCALES].len != rows * 4)

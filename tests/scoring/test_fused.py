@@ -67,6 +67,7 @@ def test_right_arguments_are_scored():
     [
         {"version": "sse9"},
         {"kind": 5},
+        {"kind": 3},
         {"kind": -1},
         {"kind": 4},
         {"k": -1},

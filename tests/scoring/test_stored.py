@@ -179,3 +179,9 @@ def test_no_runs_and_no_query_tokens():
     nothing = np.empty(0, np.int64)
     assert maxima(np.ones((2, 3)), np.ones((4, 3)), nothing, nothing).shape == (0, 2)
     assert maxima(np.ones((0, 3)), np.ones((4, 3)), np.array([0]), np.array([4])).shape == (1, 0)
+
+
+def test_more_bytes_than_a_sum_of_32_bits_holds():
+    codes = np.full((2, 70_000), 127, np.int8)
+    got = maxima(np.ones((1, 70_000), np.float32), codes, np.array([0]), np.array([2]))
+    np.testing.assert_allclose(got, [[70_000 * 127.0]], rtol=1e-5)
