@@ -45,7 +45,7 @@ OURS: dict[str, Callable[[mv.MultiVecIndex], Any]] = {
     "auto candidates": lambda index: index.retriever(num_results=DEPTH),
     **{
         f"{count} candidates": lambda index, count=count: index.retriever(num_results=DEPTH, candidates=count)
-        for count in (512, 1024, 2048)
+        for count in (512, 1024, 2048, 4096)
     },
 }
 

@@ -55,9 +55,13 @@ def fidelity() -> str:
     """What each way of storing vectors costs."""
     results = json.loads((HERE / "fidelity.json").read_text())
     size = "bytes a vector (384 dimensions)"
-    lines = ["| stored as | bytes a vector of 384 dimensions | largest relative error | mean | nDCG@10 |", "|---|---:|---:|---:|---:|"]
+    lines = [
+        "| stored as | bytes a vector of 384 dimensions | largest relative error | mean | nDCG@10 |",
+        "|---|---:|---:|---:|---:|",
+    ]
     lines += [
-        f"| {name} | {row[size]} | {row['largest relative error']:.0e} | {row['mean relative error']:.0e} | {row['nDCG@10']:.4f} |"
+        f"| {name} | {row[size]} | {row['largest relative error']:.0e} | {row['mean relative error']:.0e} "
+        f"| {row['nDCG@10']:.4f} |"
         for name, row in results.items()
         if isinstance(row, dict) and size in row
     ]

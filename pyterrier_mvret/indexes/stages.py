@@ -184,13 +184,14 @@ class MultiVecRetriever(_QueryStage):
         return [names[i] for i in order], scores[order]
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
-        """``retriever % k`` retrieves k."""
-        if self.num_results is None or k < self.num_results:
-            if self.candidates != "auto" or (self.num_results or 0) in range(1, AUTO_CANDIDATES + 1):
-                return self._replace(num_results=k)
-            if self.num_results is None:  # all were scored exactly: so they stay
-                return self._replace(num_results=k, candidates=None)
-        return None
+        """``retriever % k`` retrieves k, if that leaves the candidates as they are: a cutoff changes nothing found."""
+        if self.num_results is not None and k >= self.num_results:
+            return None
+        if self.candidates != "auto":
+            return self._replace(num_results=k)
+        if self.num_results is None:  # all were scored, and still are
+            return self._replace(num_results=k, candidates=None)
+        return self._replace(num_results=k) if self.num_results <= AUTO_CANDIDATES else None
 
 
 class MultiVecScorer(_QueryStage):
