@@ -11,7 +11,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
-_LEFT_OUT = re.compile(r"(512|2048|4096) candidates|(auto|1024) candidates, (float32|residual2)| (8|16) cells|fast scan")
+_LEFT_OUT = re.compile(
+    r"(512|2048|4096) candidates|(auto|1024) candidates, (float32|residual2)| (8|16) cells|fast scan"
+)
 
 
 def quality() -> str:

@@ -1,4 +1,7 @@
-"""From a stream of document records to one segment on disk; what stays in memory are two hashes a document."""
+"""From a stream of document records to one segment on disk; what stays in memory are two hashes a document.
+
+Where codes are learned, a sample of the vectors is held besides.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +23,8 @@ _DOCUMENTS_A_BLOCK = 256
 _VECTORS_A_BLOCK = 1 << 12
 # vectors from which on candidates by codes save time (benchmarks/end_to_end.json)
 QUANTIZED_FROM = 1 << 19
+# squared length from which on sums of squares leave float32, and k-means with them
+_LONGEST = 1e30
 Record = Mapping[str, Any]
 
 
@@ -99,6 +104,7 @@ class SegmentBuilder:
         self._encoder_text: Any = None
         self._known, self._check_encoder = known, check_encoder
         self._quantized, self._verbose = quantized, verbose
+        self._shortest, self._longest = np.inf, 0.0  # squared lengths of vectors
         self._seen = docnos.SeenDocnos()
         self._hashes: list[npt.NDArray[np.uint64]] = []
         self._writers: dict[str, ArrayWriter] = {}
@@ -137,6 +143,10 @@ class SegmentBuilder:
         lengths, vectors = np.array(block.lengths, dtype=np.int64), block.vectors
         self._write("offsets", "<i8", None, self._running(self.vectors, lengths, self.documents))
         self.codec.check(vectors.shape[1])
+        with np.errstate(over="ignore"):  # infinity is long enough
+            lengths_squared = np.einsum("ij,ij->i", vectors, vectors)
+        self._shortest = min(self._shortest, lengths_squared.min(initial=np.inf))
+        self._longest = max(self._longest, lengths_squared.max(initial=0))
         for field, array in self.codec.encode(vectors).items():
             if not _all_finite(array):
                 row = next(i for i in range(len(array)) if not _all_finite(array[i]))
@@ -191,6 +201,8 @@ class SegmentBuilder:
         if frames.is_missing(value):
             raise ValueError(f"document {name!r} has no {frames.DOC_EMBS}: put an encoder before the index")
         matrix = frames.matrix(value, f"{frames.DOC_EMBS} of document {name!r}")
+        if not matrix.shape[1]:
+            raise ValueError(f"document {name!r} has vectors of 0 dimensions")
         if self.dim is None:
             self.dim = matrix.shape[1]
         if matrix.shape[1] != self.dim:
@@ -251,7 +263,9 @@ class SegmentBuilder:
             self._write(field, docnos.FIELDS[field], None, array)
         files = {field: writer.close() for field, writer in self._writers.items()}
         self._writers = {}
-        unit = self._derive()
+        # up to what half precision leaves of it
+        unit = bool(self.vectors and 0.98 < self._shortest <= self._longest < 1.02)
+        self._derive(unit)
         files |= {field: writer.close() for field, writer in self._writers.items()}
         return {
             "documents": self.documents,
@@ -262,23 +276,30 @@ class SegmentBuilder:
             "files": files,
         }
 
-    def _derive(self) -> bool:
-        """Writes what is learned from the vectors; returns whether they have length one."""
-        quantized = self.vectors >= QUANTIZED_FROM if self._quantized is None else self._quantized
+    def _derive(self, unit: bool) -> None:
+        """Writes what is learned from the vectors.
+
+        Raises:
+            ValueError: codes asked for, and vectors whose squared distances are beyond float32.
+        """
+        learnable = self.vectors >= quantize.FEWEST and self._longest < _LONGEST
+        quantized = learnable and (self.vectors >= QUANTIZED_FROM if self._quantized is None else self._quantized)
+        if self._quantized and self._longest >= _LONGEST:
+            raise ValueError("quantize=True: some vectors are too long for their distances to fit float32")
+        if not (quantized or self.codec.bits):
+            return
         source, spool = self._source(), self.folder / "spool.npy"
         if self.codec.bits:
             (self.folder / "vectors.npy").rename(spool)
-        sizes = residual.sampled(self.vectors) if self.codec.bits else 0, quantize.SAMPLED if quantized else 1
+        sizes = residual.sampled(self.vectors) if self.codec.bits else 0, quantize.SAMPLED if quantized else 0
         sample = derive.sample(source, max(sizes))
         coders: list[derive.Coder] = []
         if self.codec.bits:
-            coders.append(residual.ResidualCodec(sample, self.vectors, self.codec.bits))
-        if quantized and self.vectors >= quantize.FEWEST:
+            coders.append(residual.ResidualCodec(sample, self.vectors, self.codec.bits, unit))
+        if quantized:
             coders.append(quantize.Encoder(quantize.learn(sample[: quantize.SAMPLED])))
-        if coders:
-            derive.derive(source, coders, self._write_rows, self._verbose)
+        derive.derive(source, coders, self._write_rows, self._verbose)
         spool.unlink(missing_ok=True)
-        return residual.is_unit(sample)
 
     def _source(self) -> StoredVectors:
         """The vectors that were written."""

@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyterrier as pt
 
 from pyterrier_mvret import frames
@@ -72,6 +73,8 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         super().__init__(path)
         if dtype is not None and dtype not in CODECS:
             raise ValueError(f"dtype must be one of {', '.join(CODECS)}, got {dtype!r}")
+        if quantize is not None and not isinstance(quantize, bool | np.bool_):
+            raise ValueError(f"quantize must be True, False or None, got {quantize!r}")
         self.dtype, self.quantize = dtype, quantize
         self.store_ids, self.store_offsets = store_ids, store_offsets
         self.verbose = verbose
@@ -114,9 +117,9 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
                 built the index, plain MaxSim if none did.
             num_results: documents a query at most; none for all. ``retriever % k`` becomes ``num_results=k`` when
                 the pipeline is compiled.
-            candidates: documents that are scored exactly, and so the most that can come back; ``"auto"`` is one
-                document of 32, but 4,096 and ``num_results`` at least, where the index has codes to pick them by (see
-                ``quantize`` of :class:`MultiVecIndex`) and at least twice as many documents, else all; none is all.
+            candidates: documents that are picked by codes and scored exactly; segments without codes are scored whole
+                besides. ``"auto"`` is one document of 32, but 4,096 and ``num_results`` at least, where at least twice
+                as many have codes (see ``quantize`` of :class:`MultiVecIndex`), else all; none is all.
             batch_size: queries that share one pass over the index where every document is scored.
             device: where torch scores, ``"cuda"`` for example; none is the compiled kernel on the CPU.
             verbose: a progress bar over the passes.
@@ -235,7 +238,7 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
             "package_hint": self.ARTIFACT_PACKAGE_HINT,
             "version": _VERSION,
             "dtype": self.dtype or "float16",
-            "quantize": self.quantize,
+            "quantize": None if self.quantize is None else bool(self.quantize),
             "dim": None,
             "store_ids": self.store_ids,
             "store_offsets": self.store_offsets,
@@ -322,7 +325,7 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
             "vectors": vectors,
             "dim": self.manifest["dim"],
             "dtype": self.manifest["dtype"],
-            "quantized": self.store.quantized,
+            "quantized": self.store.quantized > 0,
             "bytes": size,
             "bytes_per_vector": round(size / vectors, 1) if vectors else None,
             "segments": len(entries),

@@ -23,7 +23,7 @@ def learn(sample: Floats) -> Quantizer:
     """A quantiser with 16 parts (fewer below 16 dimensions).
 
     Vectors are first turned by a random rotation, so that all parts matter alike; on MiniLM's vectors a learned one
-    (OPQ) was no better.
+    (OPQ) was no better (benchmarks/NOTES.md).
 
     Args:
         sample: (at least :data:`FEWEST`, dim) vectors.

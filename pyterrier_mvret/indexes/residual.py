@@ -35,12 +35,6 @@ def sampled(vectors: int) -> int:
     return min(vectors, _SAMPLED_A_CENTROID * centroid_count(vectors) + _HELD_OUT)
 
 
-def is_unit(sample: Floats) -> bool:
-    """Whether vectors have length one, up to what float16 leaves of it."""
-    with np.errstate(over="ignore"):  # then they have not
-        return bool(np.allclose(np.linalg.norm(sample, axis=1), 1, atol=1e-2))
-
-
 def _flat(vectors: Floats, unit: bool) -> Any:
     """An index of all vectors: by inner product where they have length one, else by distance."""
     import faiss
@@ -103,10 +97,11 @@ class ResidualCodec:
         sample: (rows, dim) vectors in random order, to learn from.
         vectors: how many are to be coded.
         bits: bits a dimension: 1, 2 or 4.
+        unit: whether all vectors have length one.
     """
 
-    def __init__(self, sample: Floats, vectors: int, bits: int):
-        self.bits, self.unit = bits, is_unit(sample)
+    def __init__(self, sample: Floats, vectors: int, bits: int, unit: bool = True):
+        self.bits, self.unit = bits, unit
         held_out = min(_HELD_OUT, len(sample) // 20)
         self.centroids = self._learn_centroids(sample[held_out:], centroid_count(vectors))
         self._index = _searchable(self.centroids, self.unit)

@@ -103,7 +103,8 @@ class MultiVecRetriever(_QueryStage):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.source, self.model = source, _checked_model(model)
-        if candidates not in (None, "auto") and (not isinstance(candidates, int | np.integer) or candidates < 1):
+        number = isinstance(candidates, int | np.integer) and not isinstance(candidates, bool) and candidates >= 1
+        if not (number or candidates in (None, "auto")):
             raise ValueError(f"candidates must be an integer of at least 1, 'auto' or None for all, got {candidates!r}")
         self.num_results, self.batch_size, self.verbose = num_results, batch_size, verbose
         self.candidates, self.device = candidates, device
@@ -134,13 +135,13 @@ class MultiVecRetriever(_QueryStage):
         Raises:
             ValueError: candidates asked for where nothing can pick them.
         """
-        possible = store.quantized and store.takes_products(scoring)
+        possible = store.quantized > 0 and store.takes_products(scoring)
         if self.candidates == "auto":
             if not possible or self.num_results is None:
                 return None
-            count = max(AUTO_CANDIDATES, len(store) // _AUTO_SHARE, self.num_results)
+            count = max(AUTO_CANDIDATES, store.quantized // _AUTO_SHARE, self.num_results)
             # picking pays only if it leaves most documents out
-            return count if len(store) >= 2 * count else None
+            return count if store.quantized >= 2 * count else None
         if self.candidates is not None and not possible:
             reason = "distances of vectors that are not of length one" if store.quantized else "without quantize=True"
             raise ValueError(f"{self.source.path} cannot pick {self.candidates} candidates: {reason}")

@@ -8,10 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pyterrier_mvret.frames import first_no_text
-from pyterrier_mvret.indexes import residual
+from pyterrier_mvret.indexes import quantize, residual
 from pyterrier_mvret.indexes.codecs import CODECS, Codec
 from pyterrier_mvret.indexes.docnos import FIELDS, DocnoTable, hash_probe, hashes, lookup_arrays
-from pyterrier_mvret.indexes.quantize import quantizer_of
 from pyterrier_mvret.indexes.segments import DamagedIndexError, check_digest, open_array
 from pyterrier_mvret.scoring import MaxSim
 from pyterrier_mvret.scoring.ragged import ragged_rows
@@ -30,12 +29,18 @@ class Segment:
         self.codec = codec
         self.arrays = {field: open_array(folder / f"{field}.npy", file) for field, file in entry["files"].items()}
         self.offsets: Ints = self.arrays["offsets"]
+        if codec.bits and "unit" not in entry:
+            raise DamagedIndexError(f"the manifest does not say whether vectors of {folder} have length one")
         self.unit = bool(entry.get("unit", False))
         self.all_filled = not entry["empty"]
         a_row = [name for name in (*codec.fields, "pq_codes") if name in self.arrays]
-        missing = {*codec.fields, *(residual.FIELDS if codec.bits else ())} - self.arrays.keys()
-        if missing:
-            raise DamagedIndexError(f"{folder} lacks {', '.join(sorted(missing))}")
+        types = {**FIELDS, **codec.fields, **(residual.FIELDS if codec.bits else {})}
+        types |= quantize.FIELDS if "pq_codes" in self.arrays else {}
+        for name, dtype in types.items():
+            if name not in self.arrays:
+                raise DamagedIndexError(f"{folder} lacks {name}")
+            if self.arrays[name].dtype != np.dtype(dtype):
+                raise DamagedIndexError(f"{name} of {folder} holds {self.arrays[name].dtype}, not {np.dtype(dtype)}")
         rows = {name: len(self.arrays[name]) for name in a_row}
         if len(self.offsets) != entry["documents"] + 1 or set(rows.values()) != {entry["vectors"]}:
             raise DamagedIndexError(f"{folder} does not hold the documents and vectors that the manifest names")
@@ -49,7 +54,7 @@ class Segment:
         self.docnos = DocnoTable(tables)
         self.stored = codec.stored(self.arrays, self.unit)
         self._codes = self.arrays.get("pq_codes")
-        self._quantizer = quantizer_of(self.arrays) if self._codes is not None else None
+        self._quantizer = quantize.quantizer_of(self.arrays) if self._codes is not None else None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -196,9 +201,9 @@ class Store:
         return scores
 
     @property
-    def quantized(self) -> bool:
-        """Whether some segment has codes to pick candidates by."""
-        return any(segment.quantized for segment in self.segments)
+    def quantized(self) -> int:
+        """Documents that can be picked by codes."""
+        return sum(len(segment) for segment in self.segments if segment.quantized)
 
     def takes_products(self, rule: MaxSim) -> bool:
         """Whether a rule ranks documents as inner products do, which codes approximate."""
@@ -206,9 +211,9 @@ class Store:
         return rule.similarity == "cosine" or (rule.similarity == "l2" and unit)
 
     def candidates(self, query: Floats, weights: Any, count: int) -> Ints:
-        """The documents that score best by their codes, in the order of the index; all of segments without codes."""
+        """So many documents that score best by their codes, and all of segments without codes; in the index's order."""
         scores = np.concatenate([segment.approximate(query, weights) for segment in self.segments])
-        count = max(count, int(np.isposinf(scores).sum()))
+        count += int(np.isposinf(scores).sum())
         best = np.argpartition(-scores, count)[:count] if count < len(scores) else np.arange(len(scores))
         return np.sort(best[scores[best] > -np.inf]).astype(np.int64)
 

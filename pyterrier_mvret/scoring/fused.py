@@ -117,7 +117,7 @@ def in_threads(run: Callable[[int, int], None], rows: Ints, products: int) -> No
     """
     documents = len(rows)
     total = int(rows[-1]) if documents else 0
-    workers = min(threads(), 1 + products * total // _PRODUCTS_A_THREAD, max(1, documents))
+    workers = max(1, min(threads(), 1 + products * total // _PRODUCTS_A_THREAD, documents))
     # long work is cut finer than there are threads, so that one on a busy core does not hold up the others
     parts = max(workers, min(_PARTS_A_THREAD * workers, products * total // _PRODUCTS_A_PART)) if workers > 1 else 1
     cuts = np.searchsorted(rows, np.linspace(0, total, parts + 1)[1:-1]).tolist()

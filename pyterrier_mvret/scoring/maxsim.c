@@ -212,7 +212,8 @@ static const char *misfit(const job_t *job, const Py_buffer *b, Py_ssize_t rows,
     const Py_ssize_t most = PY_SSIZE_T_MAX / 64;
     if (job->dim < 1 || job->dim > 1 << 20 || rows < 0 || rows > most / job->dim / 4)
         return "dim or rows out of range";
-    if (job->blocks < 0 || job->blocks > most / (job->dim * BLOCK * 4) || queries < 0 || job->documents < 0)
+    if (job->blocks < 0 || job->blocks > most / (job->dim * BLOCK * 4) || queries < 0 || job->documents < 0 ||
+        job->documents > most / 8)
         return "blocks, queries or documents out of range";
     Py_ssize_t columns = job->k ? queries : job->blocks * BLOCK; /* numbers a document in out */
     if (job->k < 0 || job->k > MOST_K)

@@ -35,7 +35,8 @@ def maxsim_packed(
     Args:
         query: (query tokens, dim).
         vectors: (sum of document tokens, dim), or :class:`StoredVectors`. Arithmetic is float32; only where vectors
-            are int8, query tokens are rounded to 8 bits, too, and products are exact whole numbers.
+            are int8, query tokens are rounded to 8 bits, too, and products are whole numbers, exact up to
+            1,040 dimensions.
         offsets: (documents + 1,) integers; document ``d`` owns rows ``offsets[d]:offsets[d + 1]``.
         weights: (query tokens,), multiplies what each query token adds; none means ones.
         k: similarities a query token takes from a document: the sum of its ``k`` best, or of all where there are
@@ -126,13 +127,13 @@ def maxima(query: Array, vectors: "Array | StoredVectors", starts: Array, ends: 
     starts, ends = np.asarray(starts), np.asarray(ends)
     if starts.shape != ends.shape or starts.ndim != 1 or {starts.dtype.kind, ends.dtype.kind} - set("iu"):
         raise ValueError("starts and ends must be one-dimensional arrays of integers, one a run")
-    if len(starts) and not (starts.min() >= 0 and ends.max() <= len(stored) and (starts <= ends).all()):
-        raise ValueError(f"runs must lie within the {len(stored)} rows and not end before they start")
+    _check_places(starts, ends, len(stored), "a run lies")
     tokens, sizes = _as_computed(query, stored)
     way = fused if fused.takes(stored) else packed
     best = way.maxima(tokens, stored, starts.astype(np.int64), ends.astype(np.int64))
     if sizes is not None:
-        best = np.where(sizes > 0, best * sizes, np.where(best > -np.inf, 0, best)).astype(np.float32)
+        with np.errstate(invalid="ignore"):  # of a run without rows and a token of zeros
+            best = np.where(sizes > 0, best * sizes, np.where(best > -np.inf, 0, best)).astype(np.float32)
     if np.isnan(best).any() or np.isposinf(best).any():
         raise ValueError("a similarity is not finite: the vectors hold NaN, or products beyond float32")
     return best
@@ -151,6 +152,7 @@ def _scores(
     """Scores of packed queries with documents anywhere in the stored vectors: (queries, documents)."""
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
+    k = min(k, int((ends - starts).max(initial=1)))  # no document has more to sum
     tokens, sizes = _as_computed(queries, stored)
     if sizes is not None:
         weights = sizes if weights is None else weights * sizes
@@ -186,9 +188,10 @@ def maxsim_pairs(
     >>> maxsim_pairs(np.eye(2), np.array([0, 1, 2]), np.array([[0.6, 0.8], [0.8, -0.6]]), np.array([0, 1, 2]))
     array([ 0.6, -0.6], dtype=float32)
     """
-    queries, vectors = np.asarray(queries), np.asarray(vectors)
-    offsets = _checked_offsets(offsets, len(vectors), "offsets")
+    queries, stored = np.asarray(queries), as_stored(vectors)
+    offsets = _checked_offsets(offsets, len(stored), "offsets")
     query_offsets = _checked_offsets(query_offsets, len(queries), "query_offsets")
+    _check_dimensions(queries, stored)
     if len(offsets) != len(query_offsets):
         raise ValueError(f"{len(query_offsets) - 1} queries cannot be paired with {len(offsets) - 1} documents")
     if weights is not None:
@@ -196,10 +199,9 @@ def maxsim_pairs(
     scores = np.empty(len(offsets) - 1, dtype=np.float32)
     for i in range(len(scores)):
         mine = slice(query_offsets[i], query_offsets[i + 1])
-        document = vectors[offsets[i] : offsets[i + 1]]
-        scores[i] = maxsim_packed(
-            queries[mine], document, np.array([0, len(document)]), None if weights is None else weights[mine]
-        )[0]
+        one, factors = np.array([0, mine.stop - mine.start]), None if weights is None else weights[mine]
+        place = slice(i, i + 1)
+        scores[i] = _scores(queries[mine], one, stored, offsets[:-1][place], offsets[1:][place], factors)[0, 0]
     return scores
 
 
@@ -266,6 +268,9 @@ class MaxSim:
         Returns:
             (queries, documents) float32, as :meth:`matrix` of the decoded documents.
         """
+        _check_places(starts, ends, len(stored), "a document lies")
+        if weights is not None:
+            weights = _checked_weights(weights, len(queries))
         lengths = ends - starts
         if self.similarity == "cosine":
             scores = _scores(queries, query_offsets, stored, starts, ends, weights, device=device)
@@ -342,6 +347,11 @@ def _check_dimensions(queries: Array, stored: StoredVectors) -> None:
     _check_rows(stored.vectors, "vectors")
     if queries.shape[1] != stored.dim:
         raise ValueError(f"queries have {queries.shape[1]} dimensions, document vectors {stored.dim}")
+
+
+def _check_places(starts: Array, ends: Array, rows: int, what: str) -> None:
+    if len(starts) and not (starts.min() >= 0 and ends.max() <= rows and (starts <= ends).all()):
+        raise ValueError(f"{what} outside the rows 0 to {rows}, or ends before it starts")
 
 
 def _check_rows(array: Array, name: str) -> None:

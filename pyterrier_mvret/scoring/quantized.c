@@ -153,7 +153,7 @@ static PyObject *fill(PyObject *self, PyObject *arguments)
         if (PyObject_GetBuffer(objects[held], &b[held], held == TABLE ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0)
             goto release;
     const Py_ssize_t most = PY_SSIZE_T_MAX / (8 * CODES * BLOCK);
-    if (parts < 1 || tokens < 0 || tokens > most / parts || b[PRODUCTS].len != parts * CODES * tokens * 4 ||
+    if (parts < 1 || parts > most || tokens < 0 || tokens > most / parts || b[PRODUCTS].len != parts * CODES * tokens * 4 ||
         b[LOW].len != parts * tokens * 4 || b[STEP].len != tokens * 4 ||
         b[TABLE].len != (tokens + BLOCK - 1) / BLOCK * parts * CODES * BLOCK) {
         PyErr_SetString(PyExc_ValueError, "arrays do not fit the number of parts and tokens");

@@ -46,7 +46,14 @@ class Quantizer:
         Args:
             query: (query tokens, dim) float32.
             weights: (query tokens,) or none.
+
+        Raises:
+            ValueError: similarities beyond float32.
         """
+        with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+            return self._table(query, weights)
+
+    def _table(self, query: Floats, weights: Floats | None) -> "QueryTable":
         parts, codes, width = self.centroids.shape
         tokens = len(query)
         pieces = (query @ self.rotation).reshape(tokens, parts, width)
@@ -61,6 +68,8 @@ class Quantizer:
         worth[:tokens] = step if weights is None else step * weights
         lowest = low.sum(axis=0)
         base = float((lowest if weights is None else lowest * weights).sum())
+        if not (np.isfinite(base) and np.isfinite(worth).all() and np.isfinite(step).all()):
+            raise ValueError("a score is not finite: the query holds NaN, or products beyond float32")
         return QueryTable(table, worth.reshape(-1, _BLOCK), base)
 
 
@@ -97,6 +106,8 @@ class QueryTable:
         starts, ends = (np.ascontiguousarray(a, dtype=np.int64) for a in (starts, ends))
         if codes.ndim != 2 or codes.shape[1] != parts or codes.dtype != np.uint8:
             raise ValueError(f"codes must be (rows, {parts}) bytes, got {codes.dtype} of shape {codes.shape}")
+        if len(starts) and not (starts.min() >= 0 and ends.max() <= len(codes) and (starts <= ends).all()):
+            raise ValueError("a document lies outside the rows")
         if _quantized is None or not fused.versions():
             return self._looked_up(codes, starts, ends, out)
         sizes = (blocks, parts, len(codes), len(starts))
@@ -109,8 +120,6 @@ class QueryTable:
 
     def _looked_up(self, codes: Array, starts: Ints, ends: Ints, out: Floats) -> Floats:
         """The same where nothing was compiled."""
-        if len(starts) and not (starts.min() >= 0 and ends.max() <= len(codes) and (starts <= ends).all()):
-            raise ValueError("a document lies outside the rows")
         filled = np.flatnonzero(ends > starts)
         lengths = (ends - starts)[filled]
         behind = np.cumsum(lengths)

@@ -30,6 +30,12 @@ class Residual:
     values: Floats
     unit: bool = True
 
+    def __post_init__(self) -> None:
+        # of the types that the kernel reads
+        object.__setattr__(self, "ids", np.ascontiguousarray(self.ids, dtype=np.int32))
+        object.__setattr__(self, "centroids", np.ascontiguousarray(self.centroids, dtype=np.float32))
+        object.__setattr__(self, "values", np.ascontiguousarray(self.values, dtype=np.float32))
+
     @property
     def bits(self) -> int:
         """Bits a dimension: 1, 2 or 4."""
@@ -60,6 +66,10 @@ class StoredVectors:
     vectors: Array
     scales: Floats | None = None
     residual: Residual | None = None
+
+    def __post_init__(self) -> None:
+        if self.scales is not None:
+            object.__setattr__(self, "scales", np.ascontiguousarray(self.scales, dtype=np.float32))
 
     def __len__(self) -> int:
         return len(self.vectors)

@@ -1,11 +1,14 @@
 """Retrieval through candidates that codes pick: what it finds, what it leaves exact, and what it refuses."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import pyterrier_mvret as mv
 from pyterrier_mvret.indexes import builder, quantize, stages
+from pyterrier_mvret.indexes.segments import DamagedIndexError
 
 from .test_codecs import clustered, unit
 from .vectors import build
@@ -64,7 +67,7 @@ def test_segments_without_codes_are_scored_whole(tmp_path, queries):
     many = [{**d, "docno": f"many{i}"} for i, d in enumerate(clustered(100, seed=5))]
     index.index(many, mode="append")
     assert [s.quantized for s in index.store.segments] == [True, False, True]
-    found = index.retriever(num_results=None, candidates=40)(queries)
+    found = index.retriever(num_results=None, candidates=21)(queries)
     counts = found[found["qid"] == "q0"]["docno"].str.extract(r"([a-z]+)")[0].value_counts()
     assert counts["few"] == 19  # all but the one without vectors
     assert counts.drop("few").sum() == 21
@@ -134,3 +137,73 @@ def test_auto_picks_only_where_it_leaves_most_documents_out(index, queries, monk
     monkeypatch.setattr(stages, "AUTO_CANDIDATES", 30)
     assert index.retriever(num_results=50)(queries).groupby("qid").size().tolist() == [50] * 8
     assert len(index.retriever(num_results=None)(queries)) == 8 * 399
+
+
+def test_a_large_segment_without_codes_hides_no_other(tmp_path, queries):
+    path = tmp_path / "x.mv"
+    index = mv.MultiVecIndex(path, dtype="float32", quantize=False).index(clustered(120))
+    index = mv.MultiVecIndex(path)
+    manifest = index.manifest
+    manifest["quantize"] = True  # as if the first segment had been too small
+    (path / "pt_meta.json").write_text(json.dumps(manifest))
+    near = [{"docno": f"best{i}", "doc_embs": np.concatenate([q, q])} for i, q in enumerate(queries["query_embs"])]
+    rest = [{**d, "docno": f"new{i}"} for i, d in enumerate(clustered(100, seed=8))]
+    index.index(near + rest, mode="append")
+    found = index.retriever(num_results=10, candidates=30)(queries)
+    assert found[found["rank"] == 0]["docno"].tolist() == [f"best{i}" for i in range(8)]
+
+
+def test_auto_counts_documents_with_codes(tmp_path, queries, monkeypatch):
+    index = mv.MultiVecIndex(tmp_path / "x.mv", dtype="float32", quantize=True).index(clustered(60))
+    index.index([{**d, "docno": f"few{i}"} for i, d in enumerate(clustered(30, seed=4))], mode="append")
+    monkeypatch.setattr(stages, "AUTO_CANDIDATES", 31)  # twice that is more than 60
+    same(index.retriever(num_results=9)(queries), index.retriever(num_results=9, candidates=None)(queries))
+
+
+def test_one_longer_vector_is_enough_to_refuse_distances(tmp_path, queries):
+    docs = clustered(60)
+    docs[50]["doc_embs"][3] *= 0.5
+    index = mv.MultiVecIndex(tmp_path / "x.mv", quantize=True).index(docs)
+    with pytest.raises(ValueError, match="not of length one"):
+        index.retriever(mv.scoring.MaxSim("l2"), candidates=5)(queries)
+    index.index([{**d, "docno": f"more{i}"} for i, d in enumerate(clustered(60))], mode="append")
+    with pytest.raises(ValueError, match="not of length one"):  # all segments count
+        index.retriever(mv.scoring.MaxSim("l2"), candidates=5)(queries)
+
+
+def test_vectors_too_long_to_be_learned_from(tmp_path):
+    docs = clustered(60)
+    docs[3]["doc_embs"] = docs[3]["doc_embs"] * np.float32(1e21)
+    with pytest.raises(ValueError, match="too long for their distances"):
+        mv.MultiVecIndex(tmp_path / "x.mv", dtype="float32", quantize=True).index(docs)
+    assert not (tmp_path / "x.mv").exists()
+    assert len(mv.MultiVecIndex(tmp_path / "x.mv", dtype="float32").index(docs)) == 60
+
+
+def test_queries_beyond_float32_are_an_error_through_candidates_too(index, queries):
+    for huge in (
+        queries.assign(query_embs=[np.full((6, 16), 3e38, np.float32)] * 8),
+        queries.assign(query_weights=[np.full(6, 3e38, np.float32)] * 8),
+    ):
+        with pytest.raises(ValueError, match="a score is not finite"):
+            index.retriever(candidates=10)(huge)
+
+
+def test_settings_of_other_types_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="quantize must be"):
+        mv.MultiVecIndex(tmp_path / "x.mv", quantize="yes")
+    index = mv.MultiVecIndex(tmp_path / "x.mv", quantize=np.True_).index(clustered(60))
+    assert index.info()["quantized"] is True
+    with pytest.raises(ValueError, match="candidates must be"):
+        index.retriever(candidates=True)
+
+
+@pytest.mark.parametrize("lost", ["pq_rotation", "docnos"])
+def test_a_manifest_that_forgets_a_file_is_damaged(tmp_path, lost):
+    path = tmp_path / "x.mv"
+    index = mv.MultiVecIndex(path, quantize=True).index(clustered(60))
+    manifest = json.loads(json.dumps(index.manifest))
+    del manifest["segments"][0]["files"][lost]
+    (path / "pt_meta.json").write_text(json.dumps(manifest))
+    with pytest.raises(DamagedIndexError, match=f"lacks {lost}"):
+        len(mv.MultiVecIndex(path))

@@ -171,3 +171,37 @@ def test_builds_are_reproducible(path):
         index = mv.MultiVecIndex(path.with_name(name), dtype="residual2", quantize=True).index(clustered())
         digests.append({f: e["sha256"] for f, e in index.manifest["segments"][0]["files"].items()})
     assert digests[0] == digests[1]
+
+
+def test_rare_vectors_of_another_length_keep_it(path):
+    import pandas as pd
+
+    docs = clustered()
+    docs[9]["doc_embs"][4] = 0
+    docs[9]["doc_embs"][5] *= 2
+    index = mv.MultiVecIndex(path, dtype="residual4").index(docs)
+    assert index.manifest["segments"][0]["unit"] is False
+    lengths = np.linalg.norm(index.vec_loader()(pd.DataFrame({"docno": ["d9"]}))["doc_embs"][0], axis=1)
+    assert lengths[4] < 0.5
+    assert lengths[5] > 1.5
+
+
+def test_vectors_without_dimensions_are_refused(path):
+    for dtype in ("float32", "residual2"):
+        with pytest.raises(ValueError, match="document 'd' has vectors of 0 dimensions"):
+            mv.MultiVecIndex(path, dtype=dtype, quantize=True).index([{"docno": "d", "doc_embs": np.empty((3, 0))}])
+
+
+def test_a_manifest_that_contradicts_the_files_is_damaged(path):
+    import json
+
+    index = mv.MultiVecIndex(path, dtype="residual2").index(clustered())
+    for change in ("dtype", "unit"):
+        manifest = json.loads(json.dumps(index.manifest))
+        if change == "dtype":
+            manifest["dtype"] = "float32"
+        else:
+            del manifest["segments"][0]["unit"]
+        (path / "pt_meta.json").write_text(json.dumps(manifest))
+        with pytest.raises(ValueError, match="holds uint8|does not say whether"):
+            len(mv.MultiVecIndex(path))

@@ -54,6 +54,26 @@ def case(dim=5, rows=9, queries=2, documents=3):
     }
 
 
+RESIDUAL = {
+    "kind": 4,
+    "bits": 1,
+    "dim": 8,
+    "queries": np.ones((2, 8, 32), np.float32),
+    "vectors": np.zeros((9, 1), np.uint8),
+    "centroids": np.ones((2, 8), np.float32),
+    "ids": np.ones(9, np.int32),
+    "values": np.zeros((256, 8), np.float32),
+    "centroid_count": 2,
+}
+
+
+@needs_extension
+def test_right_residual_arguments_are_scored():
+    arguments = {**case(), **RESIDUAL}
+    fused._maxsim.score(*arguments.values())
+    assert arguments["out"].tolist() == [[256.0, 0.0, 256.0]] * 2
+
+
 @needs_extension
 def test_right_arguments_are_scored():
     arguments = case()
@@ -70,6 +90,15 @@ def test_right_arguments_are_scored():
         {"kind": 3},
         {"kind": -1},
         {"kind": 4},
+        {**RESIDUAL, "bits": 3},
+        {**RESIDUAL, "bits": 4},
+        {**RESIDUAL, "ids": np.zeros(8, np.int32)},
+        {**RESIDUAL, "ids": None},
+        {**RESIDUAL, "values": np.ones((255, 8), np.float32)},
+        {**RESIDUAL, "centroids": np.ones((2, 7), np.float32)},
+        {**RESIDUAL, "centroid_count": 3},
+        {**RESIDUAL, "centroid_count": 2**61},
+        {"documents": 2**61, "queries_count": 0, "blocks": 0, "k": 1, "first": 0, "last": 3},
         {"k": -1},
         {"k": 9},
         {"k": 0},

@@ -54,7 +54,8 @@ def test_matrix_equals_the_definition(case, chunk, weighted, k):
         scores = maxsim_matrix(q, q_offsets, d, offsets, w, k=k)
     expected = [[reference(a, b, v if weighted else None, k) for b in documents] for a, v in zip(queries, weights)]
     assert scores.dtype == np.float32
-    np.testing.assert_allclose(scores, np.reshape(expected, scores.shape), rtol=1e-5, atol=1e-4)
+    # terms of both signs cancel: the error follows their number and size
+    np.testing.assert_allclose(scores, np.reshape(expected, scores.shape), rtol=1e-5, atol=2e-3)
 
 
 @given(ragged())

@@ -158,9 +158,9 @@ def test_numbers_that_are_none_are_an_error_in_every_form():
 @pytest.mark.parametrize(
     ("starts", "ends", "message"),
     [
-        ([0], [9], "within the 4 rows"),
-        ([-1], [2], "within the 4 rows"),
-        ([3], [2], "within the 4 rows"),
+        ([0], [9], "outside the rows 0 to 4"),
+        ([-1], [2], "outside the rows 0 to 4"),
+        ([3], [2], "outside the rows 0 to 4"),
         ([0, 1], [2], "one a run"),
         ([0.0], [2.0], "integers"),
     ],
@@ -185,3 +185,26 @@ def test_more_bytes_than_a_sum_of_32_bits_holds():
     codes = np.full((2, 70_000), 127, np.int8)
     got = maxima(np.ones((1, 70_000), np.float32), codes, np.array([0]), np.array([2]))
     np.testing.assert_allclose(got, [[70_000 * 127.0]], rtol=1e-3)
+
+
+def test_documents_that_lie_are_refused_on_every_way():
+    query, stored = np.ones((2, 3), np.float32), StoredVectors(np.ones((4, 3), np.float32))
+    for rule in (MaxSim(), MaxSim("l2")):
+        for starts, ends in (([0, 8], [2, 0]), ([-1], [2]), ([0], [5])):
+            for device in (None, "cpu"):
+                with pytest.raises(ValueError, match="outside the rows"):
+                    rule.stored(query, np.array([0, 2]), stored, np.array(starts), np.array(ends), None, device)
+
+
+def test_more_similarities_than_a_document_has_cost_nothing():
+    query, vectors = np.ones((3, 4), np.float32), np.ones((40, 4), np.float32)
+    assert (maxsim_packed(query, vectors, np.arange(41), k=10**9) == 12).all()
+
+
+def test_arrays_of_other_types_are_brought_into_the_kernels():
+    codes = np.zeros((2, 1), np.uint8)
+    plain = Residual(np.zeros(2, np.int64), np.ones((1, 8), np.float16), np.zeros(2), unit=False)
+    got = maxsim_packed(np.ones((1, 8)), StoredVectors(codes, residual=plain), np.array([0, 2]))
+    assert got.tolist() == [8.0]
+    scaled = StoredVectors(np.full((2, 8), 127, np.int8), np.array([1.0, 2.0, 3.0, 4.0])[::2])
+    np.testing.assert_allclose(maxsim_packed(np.ones((1, 8)), scaled, np.array([0, 2])), [3 * 127 * 8], rtol=1e-5)
