@@ -37,21 +37,16 @@ def quality() -> str:
     return "\n".join(lines)
 
 
-def throughput() -> str:
-    """One sentence with ratios of one run."""
-    results = json.loads((HERE / "throughput.json").read_text())
-    scoring, encoding = results["scoring"], results["encoding"]
-    ms, rates = scoring["ms"], encoding["a second"]
-    library = scoring["ours against sentence-transformers' maxsim"]
-    product = scoring["ours against the matrix product alone"]
-    return (
-        f"on {results['about']['cores']} cores, one query of 32 tokens against 1,000 documents (mean 78 tokens, "
-        f"128 dimensions) takes {ms['ours']} ms, {library} times as fast as sentence-transformers' `maxsim` and "
-        f"{product} times the bare matrix product; as a pipeline stage from a memory-mapped index "
-        f"{ms['stage float32']} ms (float32), {ms['stage float16']} ms (float16), {ms['stage int8']} ms (int8). "
-        f"MiniLM encodes {rates['documents']} documents of {encoding['tokens a document']} tokens, or "
-        f"{rates['queries']} queries, a second."
-    )
+def encoding() -> str:
+    """Passages a second of each arithmetic and backend."""
+    results = json.loads((HERE / "encoding.json").read_text())
+    lines = ["| way | passages a second | ratio | largest error | nDCG@10 |", "|---|---:|---:|---:|---:|"]
+    quality = results["quality"]["nDCG@10"]
+    for name, row in results["speed"]["systems"].items():
+        error = f"{row['largest error']:.0e}" if "largest error" in row else ""
+        score = f"{quality[name]:.4f}" if name in quality else ""
+        lines.append(f"| {name} | {row['passages a second']} | {row['ratio']} | {error} | {score} |")
+    return "\n".join(["", *lines, ""])
 
 
 def fidelity() -> str:
@@ -100,14 +95,26 @@ def end_to_end() -> str:
     return "\n".join(["", *lines, ""])
 
 
+def latency() -> str:
+    """Where one query's time goes."""
+    results = json.loads((HERE / "latency.json").read_text())
+    runs = {name: row for name, row in results["milliseconds"].items() if name.endswith("threads 2")}
+    lines = [f"| milliseconds | {' | '.join(name.removesuffix(', threads 2') for name in runs)} |"]
+    lines.append("|---|" + "---:|" * len(runs))
+    for part in next(iter(runs.values())):
+        lines.append(f"| {part} | {' | '.join(f'{row[part]:g}' for row in runs.values())} |")
+    return "\n".join(["", *lines, ""])
+
+
 def filled(text: str) -> str:
     """README.md with its quoted results replaced."""
     for name, table in (
         ("quality", "\n" + quality() + "\n"),
-        ("throughput", throughput()),
+        ("encoding", encoding()),
         ("kernel", kernel()),
         ("end to end", end_to_end()),
         ("fidelity", fidelity()),
+        ("latency", latency()),
     ):
         block = f"<!-- {name} -->{table}<!-- /{name} -->"
         text = re.sub(rf"<!-- {name} -->(.*?<!-- /{name} -->)?", lambda _, b=block: b, text, flags=re.S)
