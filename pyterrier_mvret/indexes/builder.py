@@ -288,25 +288,25 @@ class SegmentBuilder:
             raise ValueError("quantize=True: some vectors are too long for their distances to fit float32")
         if not (quantized or self.codec.bits):
             return
-        source, spool = self._source(), self.folder / "spool.npy"
+        spool = self.folder / "spool.npy"
         if self.codec.bits:
             (self.folder / "vectors.npy").rename(spool)
         sizes = residual.sampled(self.vectors) if self.codec.bits else 0, quantize.SAMPLED if quantized else 0
-        sample = derive.sample(source, max(sizes))
+        sample = derive.sample(self._source, self.vectors, max(sizes))
         coders: list[derive.Coder] = []
         if self.codec.bits:
             coders.append(residual.ResidualCodec(sample, self.vectors, self.codec.bits, unit))
         if quantized:
             coders.append(quantize.Encoder(quantize.learn(sample[: quantize.SAMPLED])))
-        derive.derive(source, coders, self._write_rows, self._verbose)
+        derive.derive(self._source, self.vectors, coders, self._write_rows, self._verbose)
         spool.unlink(missing_ok=True)
 
     def _source(self) -> StoredVectors:
         """The vectors that were written."""
         if not self.vectors:
             return StoredVectors(np.empty((0, self.dim or 0), np.float32))
-        fields = ["vectors"] if self.codec.bits else list(self.codec.fields)
-        arrays = {field: np.load(self.folder / f"{field}.npy", mmap_mode="r") for field in fields}
+        fields = {"spool": "vectors"} if self.codec.bits else {field: field for field in self.codec.fields}
+        arrays = {field: np.load(self.folder / f"{file}.npy", mmap_mode="r") for file, field in fields.items()}
         return StoredVectors(arrays["vectors"], arrays.get("scales"))
 
     def abort(self) -> None:
