@@ -92,7 +92,8 @@ def end_to_end() -> str:
             cells = ["" if time is None else f"{time:g}" for time in times]
             cells += [f"{row['recall@10']:.3f}", f"{row['recall@100']:.3f}", f"{row['bytes a vector']:g}"]
             lines.append(f"| {int(size):,} | {name} | {' | '.join(cells)} |")
-    return "\n".join(["", *lines, ""])
+    queries = ", ".join(f"{entry['queries']} with {int(size):,} documents" for size, entry in sizes.items())
+    return "\n".join(["", *lines, f"\nQueries: {queries}.", ""])
 
 
 def latency() -> str:

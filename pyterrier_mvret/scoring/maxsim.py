@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyterrier_mvret.scoring import fused, packed
-from pyterrier_mvret.scoring.ragged import ragged_rows, segment_sum
+from pyterrier_mvret.scoring.ragged import check_runs, in_blocks, ragged_rows, segment_sum
 from pyterrier_mvret.scoring.stored import StoredVectors, as_stored, rounded
 
 Floats = npt.NDArray[np.float32]
@@ -127,7 +127,7 @@ def maxima(query: Array, vectors: "Array | StoredVectors", starts: Array, ends: 
     starts, ends = np.asarray(starts), np.asarray(ends)
     if starts.shape != ends.shape or starts.ndim != 1 or {starts.dtype.kind, ends.dtype.kind} - set("iu"):
         raise ValueError("starts and ends must be one-dimensional arrays of integers, one a run")
-    _check_places(starts, ends, len(stored), "a run lies")
+    check_runs(starts, ends, len(stored), "a run")
     tokens, sizes = _as_computed(query, stored)
     way = fused if fused.takes(stored) else packed
     best = way.maxima(tokens, stored, starts.astype(np.int64), ends.astype(np.int64))
@@ -268,7 +268,7 @@ class MaxSim:
         Returns:
             (queries, documents) float32, as :meth:`matrix` of the decoded documents.
         """
-        _check_places(starts, ends, len(stored), "a document lies")
+        check_runs(starts, ends, len(stored), "a document")
         if weights is not None:
             weights = _checked_weights(weights, len(queries))
         lengths = ends - starts
@@ -276,15 +276,11 @@ class MaxSim:
             scores = _scores(queries, query_offsets, stored, starts, ends, weights, device=device)
             return self._per_query(scores, query_offsets, lengths == 0)
         scores = np.empty((len(query_offsets) - 1, len(starts)), dtype=np.float32)
-        behind = np.cumsum(lengths)
-        first = 0
-        while first < len(starts):  # decoded in blocks, so that memory does not grow with the documents asked for
-            budget = (behind[first - 1] if first else 0) + _DECODED_AT_ONCE
-            last = max(first + 1, int(np.searchsorted(behind, budget, side="right")))
-            offsets = np.concatenate([[0], behind[first:last] - (behind[first] - lengths[first])])
-            rows = stored.floats(ragged_rows(starts[first:last], lengths[first:last]))
-            scores[:, first:last] = self.matrix(queries, query_offsets, rows, offsets, weights, device)
-            first = last
+        # decoded in blocks, so that memory does not grow with the documents asked for
+        for block in in_blocks(lengths, _DECODED_AT_ONCE):
+            offsets = np.concatenate([[0], np.cumsum(lengths[block])])
+            rows = stored.floats(ragged_rows(starts[block], lengths[block]))
+            scores[:, block] = self.matrix(queries, query_offsets, rows, offsets, weights, device)
         return scores
 
     def matrix(
@@ -347,11 +343,6 @@ def _check_dimensions(queries: Array, stored: StoredVectors) -> None:
     _check_rows(stored.vectors, "vectors")
     if queries.shape[1] != stored.dim:
         raise ValueError(f"queries have {queries.shape[1]} dimensions, document vectors {stored.dim}")
-
-
-def _check_places(starts: Array, ends: Array, rows: int, what: str) -> None:
-    if len(starts) and not (starts.min() >= 0 and ends.max() <= rows and (starts <= ends).all()):
-        raise ValueError(f"{what} outside the rows 0 to {rows}, or ends before it starts")
 
 
 def _check_rows(array: Array, name: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyterrier_mvret.scoring import fused
-from pyterrier_mvret.scoring.ragged import ragged_rows
+from pyterrier_mvret.scoring.ragged import check_runs, in_blocks, ragged_rows
 
 try:
     from pyterrier_mvret.scoring import _quantized  # type: ignore[attr-defined]
@@ -106,8 +106,7 @@ class QueryTable:
         starts, ends = (np.ascontiguousarray(a, dtype=np.int64) for a in (starts, ends))
         if codes.ndim != 2 or codes.shape[1] != parts or codes.dtype != np.uint8:
             raise ValueError(f"codes must be (rows, {parts}) bytes, got {codes.dtype} of shape {codes.shape}")
-        if len(starts) and not (starts.min() >= 0 and ends.max() <= len(codes) and (starts <= ends).all()):
-            raise ValueError("a document lies outside the rows")
+        check_runs(starts, ends, len(codes), "a document")
         if _quantized is None or not fused.versions():
             return self._looked_up(codes, starts, ends, out)
         sizes = (blocks, parts, len(codes), len(starts))
@@ -122,19 +121,15 @@ class QueryTable:
         """The same where nothing was compiled."""
         filled = np.flatnonzero(ends > starts)
         lengths = (ends - starts)[filled]
-        behind = np.cumsum(lengths)
-        first = 0
-        while first < len(filled):
-            budget = (behind[first - 1] if first else 0) + _ROWS_AT_ONCE
-            last = max(first + 1, int(np.searchsorted(behind, budget, side="right")))
-            rows = np.asarray(codes[ragged_rows(starts[filled[first:last]], lengths[first:last])])
-            cuts = behind[first:last] - lengths[first:last] - (behind[first] - lengths[first])
+        for block in in_blocks(lengths, _ROWS_AT_ONCE):
+            mine = filled[block]
+            rows = np.asarray(codes[ragged_rows(starts[mine], lengths[block])])
+            cuts = np.cumsum(lengths[block]) - lengths[block]
             for table, weights in zip(self.table, self.weights, strict=True):
                 sums = table[0, rows[:, 0]].copy()
                 for part in range(1, len(table)):
                     sums += table[part, rows[:, part]]
-                out[filled[first:last]] += np.maximum.reduceat(sums, cuts, axis=0) @ weights
-            first = last
+                out[mine] += np.maximum.reduceat(sums, cuts, axis=0) @ weights
         return out
 
 

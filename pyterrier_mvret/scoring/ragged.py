@@ -1,5 +1,7 @@
 """Rows of several documents in one array: places of runs, and sums by run."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +17,27 @@ def ragged_rows(starts: Ints, lengths: Ints) -> Ints:
     """
     ends = np.cumsum(lengths)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def check_runs(starts: Ints, ends: Ints, rows: int, what: str) -> None:
+    """Raises ValueError where a run leaves the rows or ends before it starts; ``what`` names a run."""
+    if len(starts) and not (starts.min() >= 0 and ends.max() <= rows and (starts <= ends).all()):
+        raise ValueError(f"{what} lies outside the rows 0 to {rows}, or ends before it starts")
+
+
+def in_blocks(lengths: Ints, rows: int) -> Iterator[slice]:
+    """Consecutive runs in blocks of at most so many rows, and of at least one run.
+
+    >>> list(in_blocks(np.array([2, 3, 9, 1]), 5))
+    [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None)]
+    """
+    behind = np.cumsum(lengths)
+    first = 0
+    while first < len(lengths):
+        budget = (behind[first - 1] if first else 0) + rows
+        last = max(first + 1, int(np.searchsorted(behind, budget, side="right")))
+        yield slice(first, last)
+        first = last
 
 
 def segment_sum(rows: Floats, offsets: Ints) -> Floats:

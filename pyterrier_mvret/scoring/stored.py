@@ -128,7 +128,7 @@ def as_stored(vectors: Any) -> StoredVectors:
 def rounded(queries: Floats) -> tuple[Floats, Floats]:
     """Query tokens as whole numbers from -127 to 127, and what each is to be multiplied with.
 
-    Products with int8 vectors are then exact, so that every way of computing them gives the same.
+    Products with int8 vectors are then exact, up to 1,040 dimensions: every way of computing them gives the same.
 
     >>> rounded(np.array([[0.5, -1.0], [0.0, 0.0]], np.float32))
     (array([[  64., -127.],
