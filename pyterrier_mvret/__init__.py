@@ -20,6 +20,7 @@ _PUBLIC = {
     "TokenEncoder": "pyterrier_mvret.encoders.token_encoder",
     "datasets": "pyterrier_mvret.datasets",
     "explain": "pyterrier_mvret.explain",
+    "heads": "pyterrier_mvret.encoders.heads",
     "models": "pyterrier_mvret.encoders.models",
     "scoring": "pyterrier_mvret.scoring",
 }
@@ -28,7 +29,7 @@ __all__ = [*_PUBLIC, "__version__"]
 
 if TYPE_CHECKING:
     from pyterrier_mvret import datasets, explain, scoring
-    from pyterrier_mvret.encoders import models
+    from pyterrier_mvret.encoders import heads, models
     from pyterrier_mvret.encoders.token_batch import TokenBatch
     from pyterrier_mvret.encoders.token_encoder import TokenEncoder
     from pyterrier_mvret.indexes.multivec import MultiVecIndex

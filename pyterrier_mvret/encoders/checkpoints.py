@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pyterrier_mvret.encoders import heads
+
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
 
@@ -24,6 +26,7 @@ Layout = Literal["native", "pylate", "stanford", "sentence", "transformer"]
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _METADATA = "artifact.metadata"
+_OWN = "pyterrier_mvret.encoders.projection.Projection"  # the one module of this package that checkpoints name
 _PROJECTION = "linear.weight"  # where Stanford checkpoints keep the projection, beside the backbone's weights
 
 
@@ -79,7 +82,10 @@ def detect(folder: Path) -> Layout:
         return "native"
     if model_type in ("SparseEncoder", "CrossEncoder") or kinds & {"SpladePooling", "MLMTransformer", "LogitScore"}:
         raise ValueError(f"{folder} holds a {model_type or 'sparse encoder'}, which has no token vectors to score")
-    has_dense = "Dense" in kinds and "Pooling" not in kinds
+    own = any(m["type"] == _OWN for m in modules)
+    if own and "Pooling" not in kinds and model_type != "ColBERT":
+        return "native"  # nothing else writes this module, whatever became of the file that says so
+    has_dense = (own or "Dense" in kinds) and "Pooling" not in kinds
     # Stanford's files at the root say everything, whatever modules.json adds or leaves out
     if "Pooling" not in kinds and (not has_dense or (folder / _METADATA).is_file()) and _has_projection(folder):
         return "stanford"
@@ -121,14 +127,18 @@ def repaired(folder: Path, layout: Layout) -> Iterator[Path]:
     modules, config = read_json(folder / "modules.json"), read_json(folder / "config.json")
     corrected: dict[str, Any] = {}
     hidden: set[str] = set()
-    if layout == "pylate":
-        if any(m["type"].startswith("pylate.") for m in modules):
-            corrected["modules.json"] = [
-                {**m, "type": f"sentence_transformers.models.{m['type'].rpartition('.')[2]}"}
-                if m["type"].startswith("pylate.")
-                else m
-                for m in modules
-            ]
+    if layout in ("native", "pylate") and any(m["type"].startswith("pylate.") for m in modules):
+        corrected["modules.json"] = [
+            {**m, "type": f"sentence_transformers.models.{m['type'].rpartition('.')[2]}"}
+            if m["type"].startswith("pylate.")
+            else m
+            for m in modules
+        ]
+    if layout == "native":
+        settings = read_json(folder / "config_sentence_transformers.json")
+        if settings.get("model_type") != "MultiVectorEncoder":  # would get a random projection on top of its own
+            corrected["config_sentence_transformers.json"] = {**settings, "model_type": "MultiVectorEncoder"}
+    elif layout == "pylate":
         if "HF_ColBERT" in (config.get("architectures") or []):  # would be taken for Stanford's own layout
             corrected["config.json"] = {k: v for k, v in config.items() if k != "architectures"}
     elif layout == "stanford" and (modules or "HF_ColBERT" not in (config.get("architectures") or [])):
@@ -152,24 +162,35 @@ def repaired(folder: Path, layout: Layout) -> Iterator[Path]:
 
 
 def open_checkpoint(
-    folder: Path, layout: Layout, init_projection: int | None, trust_remote_code: bool
+    folder: Path, layout: Layout, init_projection: "int | heads.Head | None", trust_remote_code: bool
 ) -> "MultiVectorEncoder":
     """Loads the checkpoint in float32 on the CPU.
 
     Raises:
         ValueError: an untrained head would be needed and was not asked for, or was asked for where there is one.
     """
-    from sentence_transformers import MultiVectorEncoder
-
-    if init_projection is not None and init_projection < 1:
-        raise ValueError(f"init_projection must be a number of dimensions, got {init_projection}")
+    head = heads.requested(init_projection)
     own_head = layout in ("native", "pylate", "stanford")
     if own_head and init_projection is not None:
         raise ValueError(f"{folder} has its own projection: init_projection={init_projection} would replace it")
     if not own_head:
-        return _plain(folder, layout, init_projection, trust_remote_code)
+        return _plain(folder, layout, head, trust_remote_code)
     with repaired(folder, layout) as view, naming(folder):
-        return MultiVectorEncoder(str(view), device="cpu", trust_remote_code=trust_remote_code, local_files_only=True)
+        return _load(view, device="cpu", trust_remote_code=trust_remote_code, local_files_only=True)
+
+
+def _load(folder: Path, **arguments: Any) -> "MultiVectorEncoder":
+    """Hands sentence-transformers this package's own module, if named there: it takes every other one for foreign code.
+
+    Its loader for such classes is private, so it is used where there is no other way and not elsewhere.
+    """
+    from sentence_transformers import MultiVectorEncoder
+
+    if not any(m["type"] == _OWN for m in read_json(folder / "modules.json")):
+        return MultiVectorEncoder(str(folder), **arguments)
+    from pyterrier_mvret.encoders.projection import Projection
+
+    return MultiVectorEncoder._load_with_module_classes(str(folder), {_OWN: Projection}, **arguments)
 
 
 @contextmanager
@@ -179,18 +200,17 @@ def naming(folder: Path) -> Iterator[None]:
 
     try:
         yield
-    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+    except (SafetensorError, json.JSONDecodeError, KeyError, RuntimeError) as error:
         raise ValueError(f"the checkpoint {folder} cannot be read: {error!r}") from error
 
 
-def _plain(folder: Path, layout: Layout, init_projection: int | None, trust_remote_code: bool) -> "MultiVectorEncoder":
-    """A sentence encoder's token states as they are, or under a new head if ``init_projection`` asks for one."""
-    import torch
+def _plain(folder: Path, layout: Layout, head: heads.Head | None, trust_remote_code: bool) -> "MultiVectorEncoder":
+    """A sentence encoder's token states as they are, or under a new head where one is asked for."""
     from sentence_transformers import MultiVectorEncoder, SentenceTransformer
-    from sentence_transformers.base.modules import Dense, Normalize, Transformer
+    from sentence_transformers.base.modules import Normalize, Transformer
     from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 
-    if layout == "transformer" and init_projection is None:
+    if layout == "transformer" and head is None:
         raise ValueError(
             f"{folder} is not a multi-vector checkpoint and not a sentence encoder; "
             "pass init_projection=dim to give it a new, untrained projection"
@@ -209,17 +229,6 @@ def _plain(folder: Path, layout: Layout, init_projection: int | None, trust_remo
         saved = encoder.prompts or {}
         document = next((saved[k] for k in ("document", "passage", "corpus") if saved.get(k)), "")
         prompts = {"query": saved.get("query") or "", "document": document or ""}
-    modules: list[torch.nn.Module] = [backbone]
-    if init_projection is not None:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)  # the same untrained head on every machine
-            head = Dense(
-                backbone.get_embedding_dimension(),
-                init_projection,
-                bias=False,
-                activation_function=torch.nn.Identity(),
-                module_input_name="token_embeddings",
-            )
-        modules.append(head)
-    modules += [MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
-    return MultiVectorEncoder(modules=modules, device="cpu", prompts=prompts)
+    projection = head.modules(backbone.get_embedding_dimension()) if head is not None else []
+    rest = [MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
+    return MultiVectorEncoder(modules=[backbone, *projection, *rest], device="cpu", prompts=prompts)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyterrier_mvret.encoders.folding import hidden_form
+
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
 
@@ -135,12 +137,18 @@ def _mask(model: "MultiVectorEncoder") -> Any:
 
 def state(model: "MultiVectorEncoder") -> tuple[Any, ...]:
     """Changes with whatever the digest covers, as far as PyTorch notices: steps of training, exchanged weights."""
-    return (normalizes(model), *((p.data_ptr(), p._version) for p in model.parameters()))
+    return (normalizes(model), _forms(model), *((p.data_ptr(), p._version) for p in model.parameters()))
+
+
+def _forms(model: "MultiVectorEncoder") -> tuple[str, ...]:
+    """What modules compute beyond what their weights say; empty for a model whose projections are plain matrices."""
+    forms = ((name, hidden_form(module)) for name, module in model.named_children())
+    return tuple(f"{name} {form}" for name, form in forms if form)
 
 
 def digest(model: "MultiVectorEncoder") -> str:
-    """Twelve hexadecimal digits over all weights that reach a token vector, and the normalisation."""
-    sha = hashlib.sha256(str(normalizes(model)).encode())
+    """Twelve hexadecimal digits over all weights that reach a token vector, activations, and the normalisation."""
+    sha = hashlib.sha256("".join([str(normalizes(model)), *_forms(model)]).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if "pooler" in name.split("."):  # not used, and drawn anew at each loading where a checkpoint has none
             continue

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyterrier as pt
 
 from pyterrier_mvret.component import Configured
-from pyterrier_mvret.encoders import batches, checkpoints, models, onednn, openvino, settings
+from pyterrier_mvret.encoders import batches, checkpoints, heads, models, onednn, openvino, settings
 from pyterrier_mvret.encoders.token_batch import TokenBatch
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ class TokenEncoder(Configured):
 
     Args:
         name: a folder, a name on the Hub, or a ``MultiVectorEncoder`` already in memory.
-        init_projection: dimensions of a new, untrained projection for an encoder without one; to be trained.
+        init_projection: a new, untrained projection for an encoder without one, to be trained: its dimensions, or a
+            head of :mod:`pyterrier_mvret.heads`.
         query_prefix: text or marker put before each query, such as ``"[Q] "``; ``""`` for none.
         doc_prefix: the same before each document.
         query_length: tokens of a query at most (exactly, with expansion), markers included.
@@ -68,7 +69,7 @@ class TokenEncoder(Configured):
     def __init__(
         self,
         name: "str | Path | MultiVectorEncoder",
-        init_projection: int | None = None,
+        init_projection: int | heads.Head | None = None,
         *,
         query_prefix: str | None = None,
         doc_prefix: str | None = None,
@@ -92,6 +93,7 @@ class TokenEncoder(Configured):
             raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
         if backend not in _BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {backend!r}")
+        heads.requested(init_projection)  # says at once what is no head
         if backend == "openvino":
             openvino.check(dtype, device)
         if batch_size < 1:
@@ -225,8 +227,9 @@ class TokenEncoder(Configured):
     def space(self) -> str:
         """``name#digest`` of the vector space: equal digests mean comparable vectors.
 
-        The digest covers every weight and whether vectors are normalised, not the name or place of the checkpoint nor
-        device, batch size or arithmetic: vectors from another machine, or in half precision, live in the same space.
+        The digest covers every weight, the activations of a head, and whether vectors are normalised, not the name or
+        place of the checkpoint nor device, batch size or arithmetic: vectors from another machine, or in half
+        precision, live in the same space.
         """
         return f"{Path(self._label).name}#{self._digest()}"
 
@@ -320,6 +323,26 @@ class TokenEncoder(Configured):
             whole.dtype = "float32"
             model = whole.model
         model.save_pretrained(str(path))
+
+    def fold(self) -> "TokenEncoder":
+        """An encoder whose head is one matrix, with equal vectors up to rounding: for heads without activations.
+
+        It holds a copy of the model in memory, settings included; save it to open it elsewhere. Vectors differ in the
+        last digits and weights in shape, so it is a space of its own: encode queries and documents with the same one.
+
+        Raises:
+            ValueError: there is no head, or it is not linear (:func:`pyterrier_mvret.heads.fold`).
+
+        >>> import pyterrier_mvret as mv
+        >>> encoder = mv.TokenEncoder(mv.models.MINILM, init_projection=mv.heads.FFN(64, residual="skip"))
+        >>> folded = encoder.fold()
+        >>> a, b = (e.encode_docs(["A cat sat."]).vectors for e in (encoder, folded))
+        >>> a.shape, bool(abs(a - b).max() < 1e-6)
+        ((6, 64), True)
+        """
+        if self.backend != "torch":
+            raise ValueError(f"fold with backend='torch', save, and open the result with backend={self.backend!r}")
+        return TokenEncoder(heads.fold(self.model), batch_size=self.batch_size, verbose=self.verbose)
 
     def __getstate__(self) -> Mapping[str, Any]:
         # settings travel, weights do not: a copy in another process opens the checkpoint itself
