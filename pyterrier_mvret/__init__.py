@@ -23,12 +23,13 @@ _PUBLIC = {
     "heads": "pyterrier_mvret.encoders.heads",
     "models": "pyterrier_mvret.encoders.models",
     "scoring": "pyterrier_mvret.scoring",
+    "training": "pyterrier_mvret.training",
 }
 
 __all__ = [*_PUBLIC, "__version__"]
 
 if TYPE_CHECKING:
-    from pyterrier_mvret import datasets, explain, scoring
+    from pyterrier_mvret import datasets, explain, scoring, training
     from pyterrier_mvret.encoders import heads, models
     from pyterrier_mvret.encoders.token_batch import TokenBatch
     from pyterrier_mvret.encoders.token_encoder import TokenEncoder

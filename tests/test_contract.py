@@ -12,6 +12,7 @@ import pytest
 
 import pyterrier_mvret as mv
 from pyterrier_mvret.component import Component
+from pyterrier_mvret.encoders.stages import TextScorer
 
 TEXTS = {"d1": "a cat sat on the mat", "d2": "the sky is blue", "d3": "a dog ran fast in the rain", "d4": ""}
 
@@ -70,7 +71,13 @@ STAGES = {
         {"doc_embs", "doc_tok_ids", "doc_tok_offsets", "doc_encoder"},
     ),
     "TextScorer": (
-        lambda c, i: c.text_scorer(),
+        lambda c, i: TextScorer(c.encoder, c.scoring),
+        lambda c, i: TextScorer(c.encoder, mv.scoring.MaxSim("l2")),
+        lambda c: results(),
+        set(),
+    ),
+    "TrainableScorer": (
+        lambda c, i: c.text_scorer(max_steps=1),
         lambda c, i: mv.ColBERT(c.encoder, normalize="query").text_scorer(),
         lambda c: results(),
         set(),

@@ -62,9 +62,9 @@ def batches(
         if whole:
             yield block, features
             continue
-        used = _used(features)
+        used = needed(features)
         for rows in cut(used.sum(1), tokens):
-            yield [block[row] for row in rows], _part(features, rows, np.flatnonzero(used[rows].any(0)))
+            yield [block[row] for row in rows], part_of(features, rows, np.flatnonzero(used[rows].any(0)))
 
 
 def tokenised(model: "MultiVectorEncoder", texts: list[str], task: str) -> dict[str, Any]:
@@ -74,15 +74,15 @@ def tokenised(model: "MultiVectorEncoder", texts: list[str], task: str) -> dict[
     return model.preprocess(texts, prompt=model.prompts.get(task) or "", task=task, processing_kwargs=wanted)
 
 
-def _used(features: dict[str, Any]) -> npt.NDArray[np.bool_]:
+def needed(features: dict[str, Any]) -> npt.NDArray[np.bool_]:
     """Which positions the model must see: tokens, and the expansion of queries, which attention may leave out."""
     used = features["attention_mask"].bool()
     if "query_expansion_positions" in features:
         used = used | features["query_expansion_positions"].bool()
-    return used.numpy()
+    return used.cpu().numpy()
 
 
-def _part(features: dict[str, Any], rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> dict[str, Any]:
+def part_of(features: dict[str, Any], rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> dict[str, Any]:
     """Some texts of a block, without the padding at either side of the columns that they need."""
     import torch
 

@@ -344,6 +344,20 @@ class TokenEncoder(Configured):
             raise ValueError(f"fold with backend='torch', save, and open the result with backend={self.backend!r}")
         return TokenEncoder(heads.fold(self.model), batch_size=self.batch_size, verbose=self.verbose)
 
+    def adopt(self, model: "str | Path | MultiVectorEncoder") -> None:
+        """Takes another model in place of its own, for every stage that holds this encoder.
+
+        Settings that the model brings along (prefixes, lengths, ...) fall back to "as in the checkpoint"; what only
+        says how work is done stays, where a model in memory leaves the choice.
+        """
+        in_memory = not isinstance(model, str | Path)
+        kept = ("batch_size",) if in_memory else ("batch_size", "device", "dtype", "backend", "trust_remote_code")
+        for parameter in self._parameters():
+            if parameter.default is not parameter.empty and parameter.name not in kept:
+                setattr(self, parameter.name, parameter.default)
+        self.name = str(model) if isinstance(model, Path) else model
+        self._opened = self._weights = self._at = None
+
     def __getstate__(self) -> Mapping[str, Any]:
         # settings travel, weights do not: a copy in another process opens the checkpoint itself
         return {k: v for k, v in self.__dict__.items() if k not in ("_opened", "_weights", "_at")}

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from pyterrier_mvret.component import Configured
-from pyterrier_mvret.encoders.stages import DocEncoder, QueryEncoder, TextScorer
+from pyterrier_mvret.encoders.stages import DocEncoder, QueryEncoder
 from pyterrier_mvret.encoders.token_encoder import TokenEncoder
 from pyterrier_mvret.explain import alignment
 from pyterrier_mvret.scoring import MaxSim
+from pyterrier_mvret.training import fit
+from pyterrier_mvret.training.stages import TrainableScorer
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from sentence_transformers import MultiVectorEncoder
 
 _SETTINGS = "pyterrier_mvret.json"
@@ -90,9 +93,42 @@ class ColBERT(Configured):
         """
         return DocEncoder(self.encoder, self.scoring, text_field, self.verbose)
 
-    def text_scorer(self, text_field: str = "text") -> TextScorer:
-        """R with ``query`` and text -> R, encoding both now; see the example of the class."""
-        return TextScorer(self.encoder, self.scoring, text_field, self.verbose)
+    def text_scorer(self, text_field: str = "text", **training: Any) -> TrainableScorer:
+        """R with ``query`` and text -> R, encoding both now; see the example of the class.
+
+        It is also a :class:`pyterrier.Estimator`: ``pipeline.fit(topics, qrels, topics_va, qrels_va)`` trains the model
+        on what the stages before it return. ``training`` are keywords of :meth:`fit` and of
+        :func:`~pyterrier_mvret.training.groups` for that.
+        """
+        return TrainableScorer(self, text_field, self.verbose, training or None)
+
+    def fit(self, data: "Dataset", valid: Any = None, **settings: Any) -> "ColBERT":
+        """Trains the encoder; every stage of this model changes with it, and an index built before refuses it.
+
+        Args:
+            data: a training set: :func:`~pyterrier_mvret.training.pairs`, :func:`~pyterrier_mvret.training.groups`,
+                :func:`~pyterrier_mvret.training.with_teacher`.
+            valid: ``(results, qrels)`` of validation topics, results with ``text``; or a training set; or none.
+            **settings: ``loss=``, ``train=``, ``path=``, ``resume=``, ``max_steps=``, ... as for
+                :func:`~pyterrier_mvret.training.fit`.
+
+        Returns:
+            The model itself; ``history`` has the curves.
+
+        >>> import pyterrier_mvret as mv
+        >>> colbert = mv.ColBERT(mv.models.MINILM, init_projection=8)
+        >>> topics = pd.DataFrame({"qid": ["1", "2"], "query": ["feline pets", "interest"]})
+        >>> qrels = pd.DataFrame({"qid": ["1", "2"], "docno": ["a", "b"], "label": [1, 1]})
+        >>> data = mv.training.pairs(topics, qrels, {"a": "Cats purr.", "b": "The bank raised its rates."})
+        >>> colbert.fit(data, train="head", max_steps=2, batch_size=2, verbose=False).history["step"].tolist()
+        [1, 2]
+        """
+        settings.setdefault("verbose", True)
+        self.history = fit(self.encoder, self.scoring, data, valid, finish=self._write_settings, **settings)
+        return self
+
+    #: the curves of the last :meth:`fit`
+    history: pd.DataFrame | None = None
 
     def explain(self, query: str, text: str) -> pd.DataFrame:
         """Which document token each query token took; ``contribution`` sums to the score.
@@ -112,8 +148,11 @@ class ColBERT(Configured):
     def save(self, path: str | Path) -> None:
         """Writes checkpoint (in sentence-transformers' layout) and settings; :meth:`load` reads them."""
         self.encoder.save(path)
+        self._write_settings(Path(path))
+
+    def _write_settings(self, path: Path) -> None:
         settings = {"method": "ColBERT", "similarity": self.similarity, "normalize": self.normalize}
-        (Path(path) / _SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+        (path / _SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path, **settings: Any) -> "ColBERT":

@@ -1,0 +1,21 @@
+"""Training: sets from frames, losses as settings, and ``model.fit`` on sentence-transformers' trainer."""
+
+from pyterrier_mvret.training.data import groups, pairs, with_teacher
+from pyterrier_mvret.training.fit import fit
+from pyterrier_mvret.training.losses import KL, Contrastive, MarginMSE, NWay
+from pyterrier_mvret.training.plan import Plan
+from pyterrier_mvret.training.splits import refuse_test_topics, split
+
+__all__ = [
+    "KL",
+    "Contrastive",
+    "MarginMSE",
+    "NWay",
+    "Plan",
+    "fit",
+    "groups",
+    "pairs",
+    "refuse_test_topics",
+    "split",
+    "with_teacher",
+]

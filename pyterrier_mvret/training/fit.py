@@ -1,0 +1,215 @@
+"""``model.fit``: an encoder trained on the library's trainer, whole or in part, resumable, measured on the way."""
+
+import copy
+import hashlib
+import json
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+import pandas as pd
+
+from pyterrier_mvret.encoders import settings
+from pyterrier_mvret.encoders.stages import TextScorer
+from pyterrier_mvret.encoders.token_encoder import TokenEncoder
+from pyterrier_mvret.training.data import checked
+from pyterrier_mvret.training.plan import Plan
+from pyterrier_mvret.training.run import Run
+from pyterrier_mvret.training.splits import refuse_test_topics
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sentence_transformers import MultiVectorEncoder
+
+    from pyterrier_mvret.scoring import MaxSim
+
+# (results, qrels) of validation topics, or a training set whose loss is taken
+Validation = Union[tuple[pd.DataFrame, pd.DataFrame], "Dataset"]
+
+
+def fit(
+    encoder: TokenEncoder,
+    rule: "MaxSim",
+    data: "Dataset",
+    valid: Validation | None = None,
+    *,
+    path: str | Path | None = None,
+    resume: bool = False,
+    test_topics: pd.DataFrame | None = None,
+    verbose: bool = True,
+    finish: Callable[[Path], None] | None = None,
+    **plan: Any,
+) -> pd.DataFrame:
+    """Trains an encoder on sentence-transformers' ``MultiVectorEncoderTrainer``; every stage that holds it changes.
+
+    A copy is trained and takes the encoder's place at the end: training that fails or is interrupted changes nothing.
+
+    Args:
+        encoder: what is trained.
+        rule: how its vectors are scored, in the loss and in validation.
+        data: a training set (:mod:`pyterrier_mvret.training.data`).
+        valid: what chooses the best checkpoint: ``(results, qrels)`` of validation topics, results with ``query`` and
+            ``text``, which are reranked and measured; or a training set, whose loss is taken. None keeps the last step.
+        path: where the trained model goes; checkpoints lie beside it, in ``<path>.training``, until then. None keeps
+            the model in memory alone.
+        resume: go on from the checkpoints of a run with the same settings, or start if there are none; a finished run
+            is opened. A run with other settings is an error that names them.
+        test_topics: topics that must be neither trained nor validated on.
+        verbose: a progress bar with the last loss and measures.
+        finish: writes what else belongs to a model into its folder, before the folder appears.
+        **plan: the settings of :class:`~pyterrier_mvret.training.plan.Plan`.
+
+    Returns:
+        The curves: ``step``, ``epoch``, ``loss``, ``learning_rate``, and what was measured at each validation, from
+        step 0, before training.
+
+    Raises:
+        ValueError: an encoder that cannot be trained as it is set, data that is not in the format, a test topic among
+            those trained on, settings other than those of the run to be resumed.
+        FileExistsError: ``path`` is there already, and ``resume`` is not set.
+    """
+    how = Plan.of(**plan)
+    if test_topics is not None:
+        for seen in (data, valid[0] if isinstance(valid, tuple) else valid):
+            if seen is not None:
+                refuse_test_topics(seen, test_topics)
+    _check_trainable(encoder)
+    columns = checked(data, how.objective.teacher)
+    if valid is not None and not isinstance(valid, tuple):
+        valid = checked(valid, how.objective.teacher)
+    record = {} if path is None else _record(encoder, rule, columns, valid, how)
+    run = Run(None if path is None else Path(path), resume, record)
+    try:
+        if run.finished:
+            curves = run.history()
+        else:
+            model = copy.deepcopy(encoder.model)
+            curves = _train(model, rule, columns, valid, how, run, verbose)
+            trained = TokenEncoder(model)
+            if run.path is not None:
+                run.complete(lambda folder: _save(trained, folder, finish), curves)
+        encoder.adopt(model if run.path is None else run.path)
+    finally:
+        run.close()
+    return curves
+
+
+def _train(
+    model: "MultiVectorEncoder",
+    rule: "MaxSim",
+    columns: "Dataset",
+    valid: Validation | None,
+    how: Plan,
+    run: Run,
+    verbose: bool,
+) -> pd.DataFrame:
+    """Trains the model where it is, and returns the curves."""
+    from transformers import EarlyStoppingCallback
+
+    from pyterrier_mvret.training import frozen, similarity, trainer
+
+    choose = evaluator = None
+    if isinstance(valid, tuple):
+        results, qrels = valid
+        evaluator = trainer.RankingEvaluator(results, qrels, lambda m: TextScorer(TokenEncoder(m), rule), how.measures)
+        choose = f"eval_{evaluator.primary_metric}"
+    elif valid is not None:
+        choose = "eval_loss"
+    scores = similarity.MaxSimSimilarity(rule, unit=settings.normalizes(model))
+    with _part(model, how.train) as still:
+        cached = how.train == "head" and how.state_cache > 0
+        with frozen.cached_states(model, int(how.state_cache * 2**30)) if cached else nullcontext():
+            runner = trainer.PartTrainer(
+                model=model,
+                args=how.trainer_arguments(str(run.folder), model.device.type, choose, keep=run.path is not None),
+                train_dataset=columns,
+                eval_dataset=None if isinstance(valid, tuple) else valid,
+                loss=how.objective.build(model, scores, how.mini_batch_size),
+                evaluator=evaluator,
+            )
+            runner.still = still
+            if how.early_stopping is not None:
+                runner.add_callback(EarlyStoppingCallback(how.early_stopping))
+            with trainer.one_bar(runner, verbose):
+                runner.train(resume_from_checkpoint=run.checkpoint())
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise ValueError(f"training diverged: {name} is no longer finite; try a lower learning_rate")
+    curves = trainer.history(runner.state.log_history)
+    if choose is not None:
+        _warn_if_untrained_was_best(curves, "valid_loss" if choose == "eval_loss" else choose.removeprefix("eval_"))
+    return curves
+
+
+@contextmanager
+def _part(model: "MultiVectorEncoder", train: str) -> Any:
+    """Within it, only a part of the weights is trained; afterwards the model is as free as before, and in inference."""
+    from pyterrier_mvret.training import frozen
+
+    flags = [weight.requires_grad for weight in model.parameters()]
+    try:
+        yield frozen.freeze(model, train)
+    finally:
+        for weight, flag in zip(model.parameters(), flags, strict=True):
+            weight.requires_grad = flag
+        model.eval()
+
+
+def _check_trainable(encoder: TokenEncoder) -> None:
+    if encoder.dtype != "float32" or encoder.backend != "torch":
+        raise ValueError(
+            f"an encoder with dtype={encoder.dtype!r}, backend={encoder.backend!r} cannot be trained: train in float32 "
+            "on torch (with bf16=True where it is faster), and choose others for what was saved"
+        )
+    if settings.pools(encoder.model, "document") or settings.pools(encoder.model, "query"):
+        raise ValueError("an encoder with token_pooling cannot be trained: train without, and pool what was saved")
+
+
+def _save(trained: TokenEncoder, folder: Path, finish: Callable[[Path], None] | None) -> None:
+    trained.save(folder)
+    if finish is not None:
+        finish(folder)
+
+
+def _record(
+    encoder: TokenEncoder, rule: "MaxSim", columns: "Dataset", valid: Validation | None, how: Plan
+) -> dict[str, str]:
+    """Everything that decides the outcome of a run, as text."""
+    described = {k: v for k, v in encoder.describe().items() if k not in ("name", "revision")}
+    if isinstance(valid, tuple):
+        results, qrels = valid
+        parts = (results[["qid", "query", "docno", "text"]], qrels[["qid", "docno", "label"]])
+        validation = _digest(json.dumps(part.to_numpy().tolist()) for part in parts)
+    else:
+        validation = "" if valid is None else _digest(_rows(valid))
+    return {
+        "encoder": json.dumps(described, sort_keys=True),
+        "rule": str(rule),
+        "data": _digest(_rows(columns)),
+        "validation": validation,
+        **how.record(),
+    }
+
+
+def _rows(columns: "Dataset") -> Any:
+    return (json.dumps(columns[start : start + 1000]) for start in range(0, len(columns), 1000))
+
+
+def _digest(parts: Any) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part.encode())
+    return sha.hexdigest()[:16]
+
+
+def _warn_if_untrained_was_best(curves: pd.DataFrame, measure: str) -> None:
+    values = curves.set_index("step")[measure].dropna()
+    better = values.lt if measure == "valid_loss" else values.gt
+    if len(values) > 1 and 0 in values.index and not better(values[0]).any():
+        warnings.warn(
+            f"training did not help on the validation data: {measure} was {values[0]:.4f} before it and at best "
+            f"{values.drop(0).min() if measure == 'valid_loss' else values.drop(0).max():.4f} after",
+            stacklevel=2,
+        )

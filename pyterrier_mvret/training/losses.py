@@ -1,0 +1,182 @@
+"""What training minimises, as settings: small objects that print, compare, and build the library's losses.
+
+Scores are those of the model's own rule (MaxSim for ColBERT), so a loss sees what ranking will see. ``B`` queries in a
+batch, ``N`` documents a query, the first of them the positive.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import MultiVectorEncoder
+
+
+class Similarity(Protocol):
+    """A rule's scores, with gradients: padded batches of vectors and their masks in, scores out."""
+
+    def matrix(self, queries: Any, documents: Any, queries_mask: Any, documents_mask: Any) -> "torch.Tensor":
+        """(Q, tokens, dim) and (D, N, tokens, dim) -> (Q, D * N): every query against every document."""
+
+    def groups(self, queries: Any, documents: Any, queries_mask: Any, documents_mask: Any) -> "torch.Tensor":
+        """(Q, tokens, dim) and (Q, N, tokens, dim) -> (Q, N): every query against its own documents."""
+
+    def pairs(self, queries: Any, documents: Any, queries_mask: Any, documents_mask: Any) -> "torch.Tensor":
+        """(Q, tokens, dim) and (Q, tokens, dim) -> (Q,): every query against its one document."""
+
+
+class Loss(Protocol):
+    """What ``fit`` takes: it knows whether it needs a teacher, and builds the module that computes it."""
+
+    @property
+    def teacher(self) -> Literal["any", "unit"] | None:
+        """Whether rows need a teacher's scores, and whether these must lie in [0, 1]."""
+
+    def build(self, model: "MultiVectorEncoder", similarity: Similarity, mini_batch_size: int | None) -> Any:
+        """The module, around a model and a rule; ``mini_batch_size`` asks for gradient caching."""
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """Cross-entropy over all ``B * N`` documents of the batch, the query's own negatives among them.
+
+    sentence-transformers' ``MultiVectorMultipleNegativesRankingLoss``, which is PyLate's too. Worked example (scores of
+    two queries over positive and negative of each): [[5, 4, 1, 2], [0, 1, 6, 3]] gives 0.209589. With gradient caching
+    (GradCache, Gao et al. 2021) the batch may be larger than memory.
+
+    Args:
+        scale: what scores are multiplied by, one over the temperature; 1 fits sums over 32 rows.
+    """
+
+    scale: float = 1.0
+    teacher: ClassVar[None] = None
+
+    def build(self, model: "MultiVectorEncoder", similarity: Similarity, mini_batch_size: int | None) -> Any:
+        """The library's loss, or its cached form."""
+        from sentence_transformers.multi_vector_encoder import losses
+
+        if mini_batch_size is None:
+            return losses.MultiVectorMultipleNegativesRankingLoss(
+                model, scale=self.scale, similarity_fct=similarity.matrix
+            )
+        return losses.CachedMultiVectorMultipleNegativesRankingLoss(
+            model, scale=self.scale, similarity_fct=similarity.matrix, mini_batch_size=mini_batch_size
+        )
+
+
+@dataclass(frozen=True)
+class NWay:
+    """Cross-entropy over each query's own ``N`` documents, the positive first (ColBERT v1 with N = 2).
+
+    Args:
+        in_batch: weight of Stanford's in-batch term (``use_ib_negatives``) added to it: cross-entropy over all
+            documents of the batch but the query's own negatives. Worked example, scores as for :class:`Contrastive`:
+            0.180924 for the N-way part, 0.037529 for the in-batch part.
+    """
+
+    in_batch: float = 0.0
+    teacher: ClassVar[None] = None
+
+    def build(self, model: "MultiVectorEncoder", similarity: Similarity, mini_batch_size: int | None) -> Any:
+        """Our own module: the library has no loss over a query's own documents without a teacher."""
+        from pyterrier_mvret.training.objectives import NWayLoss, on_own_documents
+
+        _no_cache(self, mini_batch_size)
+        return on_own_documents(partial(NWayLoss, model), similarity, self.in_batch)
+
+
+@dataclass(frozen=True)
+class KL:
+    """Distillation: KL divergence from the teacher's softmax over a query's documents to the model's.
+
+    Two conventions are in use. Stanford's (ColBERTv2) compares the scores as they are. PyLate's scales the model's
+    scores to [0, 1] within a query and expects the teacher's to be so already (``with_teacher(...,
+    normalize="min-max")``): a teacher on another scale is refused here. Worked example, model (12, 10, 9.5) and teacher
+    (3, 1, 0): 0.005883 in Stanford's form, 0.206401 in PyLate's.
+
+    Args:
+        normalize: none for Stanford's form, ``"min-max"`` for PyLate's.
+        temperature: what both sides' scores are divided by; the loss is multiplied by its square (Hinton et al. 2015).
+        in_batch: weight of Stanford's in-batch term; ColBERTv2 adds it with 1.
+    """
+
+    normalize: Literal["min-max"] | None = None
+    temperature: float = 1.0
+    in_batch: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.normalize not in (None, "min-max"):
+            raise ValueError(f"normalize is 'min-max' or None, got {self.normalize!r}")
+
+    @property
+    def teacher(self) -> Literal["any", "unit"]:
+        """PyLate's form takes the teacher as it is, so it must be scaled already."""
+        return "unit" if self.normalize else "any"
+
+    def build(self, model: "MultiVectorEncoder", similarity: Similarity, mini_batch_size: int | None) -> Any:
+        """The library's loss, over scores that are scaled first where ``normalize`` says so."""
+        from sentence_transformers.multi_vector_encoder.losses import MultiVectorDistillKLDivLoss
+
+        from pyterrier_mvret.training.objectives import min_max, on_own_documents
+
+        _no_cache(self, mini_batch_size)
+
+        def loss(groups: Any) -> Any:
+            return MultiVectorDistillKLDivLoss(model, similarity_fct=groups, temperature=self.temperature)
+
+        finish = {"finish": min_max} if self.normalize else {}
+        return on_own_documents(loss, similarity, self.in_batch, **finish)
+
+
+@dataclass(frozen=True)
+class MarginMSE:
+    """Distillation of margins: mean squared difference of ``s(positive) - s(negative)`` to the teacher's.
+
+    Hofstaetter et al. 2020. Worked example, margins (2.0, 2.5) and the teacher's (2.0, 3.0): 0.125. The teacher's scale
+    is the model's to learn: a sum over 32 cosines can reach margins of a few units.
+    """
+
+    teacher: ClassVar[Literal["any"]] = "any"
+
+    def build(self, model: "MultiVectorEncoder", similarity: Similarity, mini_batch_size: int | None) -> Any:
+        """The library's loss."""
+        from sentence_transformers.multi_vector_encoder.losses import MultiVectorMarginMSELoss
+
+        _no_cache(self, mini_batch_size)
+        return MultiVectorMarginMSELoss(model, similarity_fct=similarity.pairs)
+
+
+_NAMED: dict[str, Loss] = {
+    "contrastive": Contrastive(),
+    "n-way": NWay(),
+    "kl": KL(),
+    "kl-min-max": KL(normalize="min-max"),
+    "margin-mse": MarginMSE(),
+}
+
+
+def named(loss: "str | Loss") -> Loss:
+    """A loss by its name, or as it is.
+
+    Raises:
+        ValueError: no such loss.
+
+    >>> named("kl-min-max")
+    KL(normalize='min-max', temperature=1.0, in_batch=0.0)
+    """
+    if isinstance(loss, str):
+        if loss not in _NAMED:
+            raise ValueError(f"loss must be one of {', '.join(_NAMED)} or a loss object, got {loss!r}")
+        return _NAMED[loss]
+    if not hasattr(loss, "build"):
+        raise ValueError(f"loss must be a name or have build(model, similarity, mini_batch_size), got {loss!r}")
+    return loss
+
+
+def _no_cache(loss: Loss, mini_batch_size: int | None) -> None:
+    if mini_batch_size is not None:
+        raise ValueError(
+            f"mini_batch_size= (gradient caching) is for Contrastive, whose batch is one problem; {loss} is a mean "
+            "over queries: gradient_accumulation_steps= gives the same gradient in less memory"
+        )

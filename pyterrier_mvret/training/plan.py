@@ -1,0 +1,144 @@
+"""The settings of a training run, and how they are said to the library's trainer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from pyterrier_mvret.training import losses
+
+if TYPE_CHECKING:
+    from sentence_transformers import MultiVectorEncoderTrainingArguments
+
+# ColBERTv2 trains all weights at 1e-5; a new head on a still transformer takes more (benchmarks/NOTES.md)
+_RATES = {"all": 1e-5, "last": 5e-5, "head": 1e-3}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model is trained; ``fit`` takes these as keywords.
+
+    Attributes:
+        loss: ``"contrastive"``, ``"n-way"``, ``"kl"``, ``"kl-min-max"``, ``"margin-mse"``, or one of their objects.
+        train: ``"all"`` weights; ``"head"``: the projection alone; ``"last:n"``: also the transformer's last n layers.
+        epochs: passes over the data, unless ``max_steps`` says how many steps.
+        max_steps: steps of the optimiser.
+        batch_size: queries a step.
+        mini_batch_size: gradient caching: the batch is encoded by so many texts at a time (GradCache, Gao et al. 2021),
+            for the same gradient in less memory and about one more forward pass. For the contrastive loss.
+        learning_rate: at its highest; none takes 1e-5 for all weights, 5e-5 for last layers, 1e-3 for a head.
+        warmup: share of the steps in which the rate rises from 0; from there it falls to 0, linearly.
+        measures: of ir_measures, or their names, for validation; the first chooses.
+        evaluations: validations (and checkpoints) over the whole run.
+        early_stopping: stop after so many validations without a better one.
+        seed: of the order of the data and of dropout.
+        bf16: arithmetic in bfloat16 with float32 weights; none does so on a GPU that has it.
+        state_cache: GiB of token states kept where the transformer is still (``train="head"``), so that each text goes
+            through it once; 0 for none.
+        arguments: others of the library's ``MultiVectorEncoderTrainingArguments``: ``weight_decay``,
+            ``gradient_accumulation_steps``, ``learning_rate_mapping``, ``max_length``, ``report_to``, ...
+    """
+
+    loss: "str | losses.Loss" = "contrastive"
+    train: str = "all"
+    epochs: float = 1
+    max_steps: int | None = None
+    batch_size: int = 32
+    mini_batch_size: int | None = None
+    learning_rate: float | None = None
+    warmup: float = 0.05
+    measures: Sequence[Any] = ("nDCG@10",)
+    evaluations: int = 10
+    early_stopping: int | None = None
+    seed: int = 0
+    bf16: bool | None = None
+    state_cache: float = 2.0
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, **keywords: Any) -> "Plan":
+        """A plan from keywords: those that are not its own are the trainer's.
+
+        >>> Plan.of(train="head", weight_decay=0.01).arguments
+        {'weight_decay': 0.01}
+        """
+        own = {f.name for f in fields(cls)} - {"arguments"}
+        return cls(
+            **{name: value for name, value in keywords.items() if name in own},
+            arguments={name: value for name, value in keywords.items() if name not in own},
+        )
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("mini_batch_size", 1), ("max_steps", 1), ("evaluations", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is a share of the steps, from 0 to below 1, got {self.warmup}")
+        if not self.measures:
+            raise ValueError("measures must name at least one measure")
+
+    @property
+    def objective(self) -> losses.Loss:
+        """The loss, if it was named."""
+        return losses.named(self.loss)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, or the usual one for what is trained."""
+        return self.learning_rate or _RATES.get(self.train.partition(":")[0], _RATES["all"])
+
+    def record(self) -> dict[str, str]:
+        """What decides the outcome, as text: two runs with equal records are one run."""
+        told = ("state_cache", "arguments")
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in told}
+        own.update(loss=self.objective, learning_rate=self.rate, measures=[str(m) for m in self.measures])
+        return {name: str(value) for name, value in {**own, **self.arguments}.items()}
+
+    def trainer_arguments(
+        self, folder: str, device: str, choose: str | None, keep: bool
+    ) -> "MultiVectorEncoderTrainingArguments":
+        """The library's arguments.
+
+        Args:
+            folder: for checkpoints.
+            device: the kind of device the model is on.
+            choose: what is evaluated to find the best checkpoint; none where nothing is.
+            keep: whether checkpoints are wanted even where there is nothing to choose.
+        """
+        from sentence_transformers import MultiVectorEncoderTrainingArguments
+
+        interval: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no"}
+        if keep or choose:
+            interval.update(save_strategy="steps", save_steps=1 / self.evaluations, save_total_limit=2)
+        if choose:
+            interval.update(
+                eval_strategy="steps",
+                eval_steps=1 / self.evaluations,
+                eval_on_start=True,
+                load_best_model_at_end=True,
+                metric_for_best_model=choose,
+                greater_is_better=choose != "eval_loss",
+            )
+        ours: dict[str, Any] = {
+            "num_train_epochs": self.epochs,
+            "max_steps": self.max_steps or -1,
+            "per_device_train_batch_size": self.batch_size,
+            "per_device_eval_batch_size": self.batch_size,
+            "learning_rate": self.rate,
+            "warmup_steps": self.warmup,
+            "seed": self.seed,
+            "bf16": _has_bf16(device) if self.bf16 is None else self.bf16,
+            "use_cpu": device == "cpu",
+            "logging_steps": 0.01,
+            # the same document twice in a batch would be its own negative
+            "batch_sampler": "no_duplicates" if self.objective.teacher is None else "batch_sampler",
+            "report_to": "none",
+            **interval,
+        }
+        return MultiVectorEncoderTrainingArguments(output_dir=folder, **{**ours, **self.arguments})
+
+
+def _has_bf16(device: str) -> bool:
+    import torch
+
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,0 +1,148 @@
+"""sentence-transformers' trainer, with parts held still, PyTerrier's evaluation, and one progress bar."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ir_measures
+import pandas as pd
+import pyterrier as pt
+from sentence_transformers import MultiVectorEncoder, MultiVectorEncoderTrainer
+from sentence_transformers.base.evaluation import BaseEvaluator
+from torch import Tensor, nn
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.utils import logging
+
+
+class PartTrainer(MultiVectorEncoderTrainer):
+    """Keeps the parts of a model that do not move as they are in inference: their dropout would be noise alone."""
+
+    still: Sequence[nn.Module] = ()
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """The library's, which is called after it has set the whole model to training."""
+        for module in self.still:
+            module.eval()
+        return super().compute_loss(*args, **kwargs)
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """None: it would put rows of the training data into the checkpoint's card."""
+
+
+class RankingEvaluator(BaseEvaluator):
+    """Reranks validation results with the model as it is, and measures that through PyTerrier.
+
+    Args:
+        results: ``qid``, ``query``, ``docno``, ``text``.
+        qrels: of those topics.
+        scorer: the stage that ranks with a model.
+        measures: of ir_measures; the first chooses the best checkpoint.
+    """
+
+    def __init__(
+        self,
+        results: pd.DataFrame,
+        qrels: pd.DataFrame,
+        scorer: Callable[[MultiVectorEncoder], pt.Transformer],
+        measures: Sequence[Any],
+    ):
+        super().__init__()
+        pt.validate.columns(results, includes=["qid", "query", "docno", "text"])
+        pt.validate.columns(qrels, includes=["qid", "docno", "label"])
+        self.results, self.scorer = results, scorer
+        self.measures = [parsed(measure) for measure in measures]
+        self.qrels = qrels[qrels["qid"].isin(results["qid"])]
+        self.primary_metric = str(self.measures[0])
+        if not len(self.qrels):
+            raise ValueError("no topic of the validation results has a judgement")
+
+    def __call__(
+        self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """Mean of each measure over the topics."""
+        ranked = self.scorer(model)(self.results)
+        found = pt.Evaluate(ranked, self.qrels, metrics=self.measures)
+        return {str(measure): float(found[str(measure)]) for measure in self.measures}
+
+
+def parsed(measure: Any) -> Any:
+    """A measure of ir_measures, from itself, its name (``nDCG@10``) or trec_eval's name (``ndcg_cut_10``).
+
+    Raises:
+        ValueError: no such measure.
+    """
+    if not isinstance(measure, str):
+        return measure
+    try:
+        return ir_measures.parse_measure(measure)
+    except ValueError:
+        return next(iter(ir_measures.parse_trec_measure(measure)))
+
+
+class Bar(TrainerCallback):
+    """One progress bar over steps, with the last loss and the last measures behind it."""
+
+    def __init__(self, verbose: bool):
+        self._verbose = verbose
+        self._bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Opens it; resumed training begins where it stopped."""
+        self._bar = pt.tqdm(
+            total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=not self._verbose
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One step on."""
+        self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        """Shows what was logged."""
+        if self._bar is not None:
+            shown = {"loss": "loss", **{k: k.removeprefix("eval_") for k in logs or () if k in _measured(logs or {})}}
+            self._bar.set_postfix({name: f"{logs[key]:.4f}" for key, name in shown.items() if logs and key in logs})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Closes it."""
+        self._bar.close()
+
+
+@contextmanager
+def one_bar(trainer: MultiVectorEncoderTrainer, verbose: bool) -> Iterator[None]:
+    """Our bar in place of the library's prints and of its bars over weights read and written at each checkpoint."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Bar(verbose))
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _measured(logs: Mapping[str, Any]) -> list[str]:
+    timing = ("_runtime", "_per_second")
+    return [key for key in logs if key.startswith("eval_") and not key.endswith(timing)]
+
+
+def history(log: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The trainer's log as curves: one row a logged step, ``loss`` and ``learning_rate`` beside what was evaluated.
+
+    Values that were not taken at a step are NaN; step 0 is the model before training.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for entry in log:
+        row = rows.setdefault(int(entry["step"]), {"step": int(entry["step"]), "epoch": entry.get("epoch")})
+        for name in ("loss", "own", "in_batch", "learning_rate", "grad_norm"):
+            if name in entry:
+                row[name] = _number(entry[name])
+        for name in _measured(entry):
+            measure = name.removeprefix("eval_")
+            row["valid_loss" if measure == "loss" else measure] = _number(entry[name])
+    return pd.DataFrame([rows[step] for step in sorted(rows)])
+
+
+def _number(value: Any) -> float:
+    return float(value.item() if isinstance(value, Tensor) else value)
