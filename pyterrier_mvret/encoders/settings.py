@@ -13,6 +13,7 @@ import numpy as np
 from pyterrier_mvret.encoders.folding import hidden_form
 
 if TYPE_CHECKING:
+    import torch
     from sentence_transformers import MultiVectorEncoder
 
     from pyterrier_mvret.encoders.token_encoder import TokenEncoder
@@ -148,8 +149,13 @@ def _forms(model: "MultiVectorEncoder") -> tuple[str, ...]:
 
 def digest(model: "MultiVectorEncoder") -> str:
     """Twelve hexadecimal digits over all weights that reach a token vector, activations, and the normalisation."""
-    sha = hashlib.sha256("".join([str(normalizes(model)), *_forms(model)]).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    return weights_digest(model, "".join([str(normalizes(model)), *_forms(model)]))
+
+
+def weights_digest(module: "torch.nn.Module", told: str = "") -> str:
+    """Twelve hexadecimal digits over a module's weights, and what else is told."""
+    sha = hashlib.sha256(told.encode())
+    for name, tensor in sorted(module.state_dict().items()):
         if "pooler" in name.split("."):  # not used, and drawn anew at each loading where a checkpoint has none
             continue
         sha.update(f"{name}{tuple(tensor.shape)}".encode())

@@ -1,10 +1,12 @@
 """Training: sets from frames, losses as settings, and ``model.fit`` on sentence-transformers' trainer."""
 
+from pyterrier_mvret.training.curves import plot
 from pyterrier_mvret.training.data import groups, pairs, with_teacher
 from pyterrier_mvret.training.fit import fit
 from pyterrier_mvret.training.losses import KL, Contrastive, MarginMSE, NWay
 from pyterrier_mvret.training.plan import Plan
 from pyterrier_mvret.training.splits import refuse_test_topics, split
+from pyterrier_mvret.training.state_cache import StateCache
 
 __all__ = [
     "KL",
@@ -12,9 +14,11 @@ __all__ = [
     "MarginMSE",
     "NWay",
     "Plan",
+    "StateCache",
     "fit",
     "groups",
     "pairs",
+    "plot",
     "refuse_test_topics",
     "split",
     "with_teacher",

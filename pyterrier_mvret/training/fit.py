@@ -14,6 +14,7 @@ import pandas as pd
 from pyterrier_mvret.encoders import settings
 from pyterrier_mvret.encoders.stages import TextScorer
 from pyterrier_mvret.encoders.token_encoder import TokenEncoder
+from pyterrier_mvret.training import curves
 from pyterrier_mvret.training.data import checked
 from pyterrier_mvret.training.plan import Plan
 from pyterrier_mvret.training.run import Run
@@ -83,17 +84,17 @@ def fit(
     run = Run(None if path is None else Path(path), resume, record)
     try:
         if run.finished:
-            curves = run.history()
+            history = run.history()
         else:
             model = copy.deepcopy(encoder.model)
-            curves = _train(model, rule, columns, valid, how, run, verbose)
+            history = _train(model, rule, columns, valid, how, run, verbose)
             trained = TokenEncoder(model)
             if run.path is not None:
-                run.complete(lambda folder: _save(trained, folder, finish), curves)
+                run.complete(lambda folder: _save(trained, folder, finish), history)
         encoder.adopt(model if run.path is None else run.path)
     finally:
         run.close()
-    return curves
+    return history
 
 
 def _train(
@@ -119,8 +120,8 @@ def _train(
         choose = "eval_loss"
     scores = similarity.MaxSimSimilarity(rule, unit=settings.normalizes(model))
     with _part(model, how.train) as still:
-        cached = how.train == "head" and how.state_cache > 0
-        with frozen.cached_states(model, int(how.state_cache * 2**30)) if cached else nullcontext():
+        cache = how.cache if how.train == "head" else None
+        with nullcontext() if cache is None else frozen.cached_states(model, cache):
             runner = trainer.PartTrainer(
                 model=model,
                 args=how.trainer_arguments(str(run.folder), model.device.type, choose, keep=run.path is not None),
@@ -137,10 +138,10 @@ def _train(
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise ValueError(f"training diverged: {name} is no longer finite; try a lower learning_rate")
-    curves = trainer.history(runner.state.log_history)
+    history = curves.from_log(runner.state.log_history)
     if choose is not None:
-        _warn_if_untrained_was_best(curves, "valid_loss" if choose == "eval_loss" else choose.removeprefix("eval_"))
-    return curves
+        _warn_if_untrained_was_best(history, "valid_loss" if choose == "eval_loss" else choose.removeprefix("eval_"))
+    return history
 
 
 @contextmanager
@@ -204,8 +205,8 @@ def _digest(parts: Any) -> str:
     return sha.hexdigest()[:16]
 
 
-def _warn_if_untrained_was_best(curves: pd.DataFrame, measure: str) -> None:
-    values = curves.set_index("step")[measure].dropna()
+def _warn_if_untrained_was_best(history: pd.DataFrame, measure: str) -> None:
+    values = history.set_index("step")[measure].dropna()
     better = values.lt if measure == "valid_loss" else values.gt
     if len(values) > 1 and 0 in values.index and not better(values[0]).any():
         warnings.warn(

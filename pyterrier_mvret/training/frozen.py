@@ -9,7 +9,8 @@ import torch
 from sentence_transformers import MultiVectorEncoder
 from torch import Tensor, nn
 
-from pyterrier_mvret.encoders import batches, onednn
+from pyterrier_mvret.encoders import batches, onednn, settings
+from pyterrier_mvret.training.state_cache import StateCache
 
 
 def freeze(model: MultiVectorEncoder, train: str) -> list[nn.Module]:
@@ -57,23 +58,23 @@ def _from_last_layers(transformer: nn.Module, count: str) -> set[str]:
 
 
 @contextmanager
-def cached_states(model: MultiVectorEncoder, limit: int) -> Iterator[None]:
-    """Within it, a transformer that does not move computes the states of each text once, up to so many bytes."""
+def cached_states(model: MultiVectorEncoder, cache: StateCache) -> Iterator[None]:
+    """Within it, a transformer that stands still computes the states of each text once, as far as the cache goes."""
     transformer = model[0]
-    transformer.forward = _StateCache(transformer, limit, batches.budget(model, batch_size=32))
+    cache.belong_to(f"{settings.weights_digest(transformer)} {transformer.config} {model.device}")
+    transformer.forward = _CachedForward(transformer, cache, batches.budget(model, batch_size=32))
     try:
         yield
     finally:
         del transformer.forward
 
 
-class _StateCache:
+class _CachedForward:
     """In place of a transformer's forward: rows that were seen before are looked up by their tokens."""
 
-    def __init__(self, transformer: Any, limit: int, tokens: int):
+    def __init__(self, transformer: Any, cache: StateCache, tokens: int):
         self._transformer, self._forward = transformer, transformer.forward
-        self._left, self._tokens = limit, tokens
-        self._states: dict[tuple[Any, ...], Tensor] = {}
+        self._cache, self._tokens = cache, tokens
 
     def __call__(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         if "cu_seq_lens_q" in features:  # packed into one row by flash attention: no rows to look up
@@ -82,27 +83,26 @@ class _StateCache:
         used = batches.needed(features)
         ends = used.shape[1] - used[:, ::-1].argmax(1)
         keys = [*self._keys(features, ends)]
-        states = {key: self._states[key] for key in keys if key in self._states}
-        rows = {key: row for row, key in enumerate(keys) if key not in states}
-        for key, state in self._computed(features, rows, ends, kwargs):
-            states[key] = state
-            if state.nbytes <= self._left:
-                self._states[key] = state
-                self._left -= state.nbytes
-        example = states[keys[0]]
+        found = {key: self._cache.get(key) for key in keys}
+        missing = {key: row for row, key in enumerate(keys) if found[key] is None}
+        for key, states in self._computed(features, missing, ends, kwargs):
+            found[key] = states
+            self._cache.put(key, states)
+        example = found[keys[0]]
         out = example.new_zeros((*used.shape, example.shape[1]))
         for row, key in enumerate(keys):
-            out[row, : len(states[key])] = states[key]
+            out[row, : len(found[key])] = found[key]
         features[self._transformer.module_output_name] = out
         return features
 
     @staticmethod
     def _keys(features: dict[str, Any], ends: Any) -> Iterator[tuple[Any, ...]]:
-        """What fixes a row's states: its tokens, and which of them see each other."""
+        """What fixes a row's states: its tokens, which of them see each other, and the arithmetic."""
         names = [n for n in ("input_ids", "attention_mask", "token_type_ids", "position_ids") if n in features]
         arrays = [features[name].cpu().numpy() for name in names]
+        half = torch.is_autocast_enabled(features["attention_mask"].device.type)
         for row, end in enumerate(ends):
-            yield tuple(array[row, :end].tobytes() for array in arrays)
+            yield (half, *(array[row, :end].tobytes() for array in arrays))
 
     def _computed(
         self, features: dict[str, Any], rows: dict[tuple[Any, ...], int], ends: Any, kwargs: dict[str, Any]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from pyterrier_mvret.training import losses
+from pyterrier_mvret.training.state_cache import StateCache
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoderTrainingArguments
@@ -32,8 +33,8 @@ class Plan:
         early_stopping: stop after so many validations without a better one.
         seed: of the order of the data and of dropout.
         bf16: arithmetic in bfloat16 with float32 weights; none does so on a GPU that has it.
-        state_cache: GiB of token states kept where the transformer is still (``train="head"``), so that each text goes
-            through it once; 0 for none.
+        state_cache: GiB of token states kept where the transformer stands still (``train="head"``), so that each text
+            goes through it once; a :class:`~pyterrier_mvret.training.StateCache` shares them between runs; 0 for none.
         arguments: others of the library's ``MultiVectorEncoderTrainingArguments``: ``weight_decay``,
             ``gradient_accumulation_steps``, ``learning_rate_mapping``, ``max_length``, ``report_to``, ...
     """
@@ -51,7 +52,7 @@ class Plan:
     early_stopping: int | None = None
     seed: int = 0
     bf16: bool | None = None
-    state_cache: float = 2.0
+    state_cache: float | StateCache = 2.0
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -86,6 +87,13 @@ class Plan:
     def rate(self) -> float:
         """The learning rate, or the usual one for what is trained."""
         return self.learning_rate or _RATES.get(self.train.partition(":")[0], _RATES["all"])
+
+    @property
+    def cache(self) -> StateCache | None:
+        """The cache that was passed, a new one of the size, or none."""
+        if isinstance(self.state_cache, StateCache):
+            return self.state_cache
+        return StateCache(self.state_cache) if self.state_cache else None
 
     def record(self) -> dict[str, str]:
         """What decides the outcome, as text: two runs with equal records are one run."""

@@ -9,9 +9,11 @@ import pandas as pd
 import pyterrier as pt
 from sentence_transformers import MultiVectorEncoder, MultiVectorEncoderTrainer
 from sentence_transformers.base.evaluation import BaseEvaluator
-from torch import Tensor, nn
+from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils import logging
+
+from pyterrier_mvret.training import curves
 
 
 class PartTrainer(MultiVectorEncoderTrainer):
@@ -99,7 +101,10 @@ class Bar(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         """Shows what was logged."""
         if self._bar is not None:
-            shown = {"loss": "loss", **{k: k.removeprefix("eval_") for k in logs or () if k in _measured(logs or {})}}
+            shown = {
+                "loss": "loss",
+                **{k: k.removeprefix("eval_") for k in logs or () if k in curves.measured(logs or {})},
+            }
             self._bar.set_postfix({name: f"{logs[key]:.4f}" for key, name in shown.items() if logs and key in logs})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -120,29 +125,3 @@ def one_bar(trainer: MultiVectorEncoderTrainer, verbose: bool) -> Iterator[None]
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _measured(logs: Mapping[str, Any]) -> list[str]:
-    timing = ("_runtime", "_per_second")
-    return [key for key in logs if key.startswith("eval_") and not key.endswith(timing)]
-
-
-def history(log: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The trainer's log as curves: one row a logged step, ``loss`` and ``learning_rate`` beside what was evaluated.
-
-    Values that were not taken at a step are NaN; step 0 is the model before training.
-    """
-    rows: dict[int, dict[str, Any]] = {}
-    for entry in log:
-        row = rows.setdefault(int(entry["step"]), {"step": int(entry["step"]), "epoch": entry.get("epoch")})
-        for name in ("loss", "own", "in_batch", "learning_rate", "grad_norm"):
-            if name in entry:
-                row[name] = _number(entry[name])
-        for name in _measured(entry):
-            measure = name.removeprefix("eval_")
-            row["valid_loss" if measure == "loss" else measure] = _number(entry[name])
-    return pd.DataFrame([rows[step] for step in sorted(rows)])
-
-
-def _number(value: Any) -> float:
-    return float(value.item() if isinstance(value, Tensor) else value)
