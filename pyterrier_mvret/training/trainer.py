@@ -101,11 +101,9 @@ class Bar(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         """Shows what was logged."""
         if self._bar is not None:
-            shown = {
-                "loss": "loss",
-                **{k: k.removeprefix("eval_") for k in logs or () if k in curves.measured(logs or {})},
-            }
-            self._bar.set_postfix({name: f"{logs[key]:.4f}" for key, name in shown.items() if logs and key in logs})
+            logs = logs or {}
+            shown = [name for name in ("loss", *curves.measured(logs)) if name in logs]
+            self._bar.set_postfix({name.removeprefix("eval_"): f"{logs[name]:.4f}" for name in shown})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Closes it."""
