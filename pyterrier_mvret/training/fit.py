@@ -208,6 +208,7 @@ def _record(
 ) -> dict[str, str]:
     """Everything that decides the outcome of a run, as text."""
     described = {k: v for k, v in encoder.describe().items() if k not in ("name", "revision")}
+    described["space"] = described["space"].rpartition("#")[2]  # weights, wherever they were read from
     if isinstance(valid, tuple):
         results, qrels = valid
         parts = (results[["qid", "query", "docno", "text"]], qrels[["qid", "docno", "label"]])
