@@ -108,7 +108,7 @@ def groups(
     generator = np.random.default_rng(seed)
     chosen = []
     for qid, query, relevant in positives:
-        others = [docno for docno in found.get(qid, ()) if docno not in relevant][skip : skip + depth]
+        others = [docno for docno in dict.fromkeys(found.get(qid, ())) if docno not in relevant][skip : skip + depth]
         if len(others) < n:
             if short == "drop":
                 continue
@@ -117,8 +117,8 @@ def groups(
                 "needed: take a deeper run, fewer negatives, or short='drop'"
             )
         for docno in relevant:
-            drawn = others[:n] if pick == "top" else list(generator.choice(others, n, replace=False))
-            chosen.append((qid, query, [docno, *map(str, drawn)]))
+            drawn = range(n) if pick == "top" else generator.choice(len(others), n, replace=False)
+            chosen.append((qid, query, [docno, *(others[i] for i in drawn)]))
     if docs is None:
         pt.validate.columns(run, includes=["docno", "text"])
         docs = run
@@ -253,7 +253,7 @@ def _dataset(rows: list[tuple[str, str, list[str]]], docs: Docs) -> "Dataset":
     names = ["positive", *(f"negative_{i}" for i in range(1, len(rows[0][2])))]
     columns: dict[str, Any] = {
         "qid": [str(qid) for qid, _, _ in rows],
-        "docnos": [docnos for _, _, docnos in rows],
+        "docnos": [[str(docno) for docno in docnos] for _, _, docnos in rows],
         "query": [query for _, query, _ in rows],
         **{name: [texts[docnos[i]] for _, _, docnos in rows] for i, name in enumerate(names)},
     }
@@ -311,7 +311,11 @@ def checked(data: Any, teacher: Literal["any", "unit"] | None) -> "Dataset":
 
     if not isinstance(data, Dataset):
         raise ValueError(f"training data is a datasets.Dataset (see mv.training.pairs), got {type(data).__name__}")
-    negatives = sorted((c for c in data.column_names if c.startswith("negative_")), key=lambda c: int(c[9:]))
+    data = data.with_format(None)  # plain values, whatever was set to look at them
+    found = [c for c in data.column_names if c.startswith("negative")]
+    negatives = [f"negative_{i}" for i in range(1, len(found) + 1)]
+    if set(found) != set(negatives):
+        raise ValueError(f"negatives go in columns negative_1, negative_2 and so on, got {', '.join(found)}")
     texts = ["query", "positive", *negatives]
     wanted = [*texts, *(["scores"] if teacher else [])]
     missing = [c for c in ("qid", *wanted) if c not in data.column_names]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 import pandas as pd
+import pyterrier as pt
 
 from pyterrier_mvret.encoders import settings
 from pyterrier_mvret.encoders.stages import TextScorer
@@ -76,10 +77,17 @@ def fit(
         for seen in (data, valid[0] if isinstance(valid, tuple) else valid):
             if seen is not None:
                 refuse_test_topics(seen, test_topics)
+    if how.early_stopping is not None and valid is None:
+        raise ValueError("early_stopping needs valid=, which says what is better")
     _check_trainable(encoder)
     columns = checked(data, how.objective.teacher)
-    if valid is not None and not isinstance(valid, tuple):
+    if isinstance(valid, tuple):
+        results, qrels = valid
+        pt.validate.columns(results, includes=["qid", "query", "docno", "text"])
+        pt.validate.columns(qrels, includes=["qid", "docno", "label"])
+    elif valid is not None:
         valid = checked(valid, how.objective.teacher)
+    _check_contrast(columns, how)
     record = {} if path is None else _record(encoder, rule, columns, valid, how)
     run = Run(None if path is None else Path(path), resume, record)
     try:
@@ -119,12 +127,18 @@ def _train(
     elif valid is not None:
         choose = "eval_loss"
     scores = similarity.MaxSimSimilarity(rule, unit=settings.normalizes(model))
-    with _part(model, how.train) as still:
+    with trainer.own_randomness(model.device), _part(model, how.train) as still:
         cache = how.cache if how.train == "head" else None
         with nullcontext() if cache is None else frozen.cached_states(model, cache):
+            last = run.checkpoint()
+            arguments = how.trainer_arguments(
+                str(run.folder), model.device.type, _prompts(model, columns), choose, keep=run.path is not None
+            )
+            if last is not None:  # evaluated at that step already
+                arguments.eval_on_start = False
             runner = trainer.PartTrainer(
                 model=model,
-                args=how.trainer_arguments(str(run.folder), model.device.type, choose, keep=run.path is not None),
+                args=arguments,
                 train_dataset=columns,
                 eval_dataset=None if isinstance(valid, tuple) else valid,
                 loss=how.objective.build(model, scores, how.mini_batch_size),
@@ -134,7 +148,7 @@ def _train(
             if how.early_stopping is not None:
                 runner.add_callback(EarlyStoppingCallback(how.early_stopping))
             with trainer.one_bar(runner, verbose):
-                runner.train(resume_from_checkpoint=run.checkpoint())
+                runner.train(resume_from_checkpoint=last)
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise ValueError(f"training diverged: {name} is no longer finite; try a lower learning_rate")
@@ -142,6 +156,12 @@ def _train(
     if choose is not None:
         _warn_if_untrained_was_best(history, "valid_loss" if choose == "eval_loss" else choose.removeprefix("eval_"))
     return history
+
+
+def _prompts(model: "MultiVectorEncoder", columns: "Dataset") -> dict[str, str]:
+    """Markers and prefixes of each column's texts, as in encoding."""
+    tasks = {name: "query" if name == "query" else "document" for name in columns.column_names if name != "scores"}
+    return {name: model.prompts.get(task) or "" for name, task in tasks.items()}
 
 
 @contextmanager
@@ -168,8 +188,18 @@ def _check_trainable(encoder: TokenEncoder) -> None:
         raise ValueError("an encoder with token_pooling cannot be trained: train without, and pool what was saved")
 
 
+def _check_contrast(columns: "Dataset", how: Plan) -> None:
+    """A positive alone is always the best of its batch: a loss of zero that teaches nothing."""
+    alone = how.batch_size == 1 or len(set(columns["query"])) == 1
+    if how.objective.teacher is None and "negative_1" not in columns.column_names and alone:
+        raise ValueError("without negatives, a batch must have several queries: see mv.training.groups for negatives")
+
+
 def _save(trained: TokenEncoder, folder: Path, finish: Callable[[Path], None] | None) -> None:
-    trained.save(folder)
+    from pyterrier_mvret.training.trainer import no_bars
+
+    with no_bars():
+        trained.save(folder)
     if finish is not None:
         finish(folder)
 
@@ -179,6 +209,7 @@ def _record(
 ) -> dict[str, str]:
     """Everything that decides the outcome of a run, as text."""
     described = {k: v for k, v in encoder.describe().items() if k not in ("name", "revision")}
+    described["space"] = described["space"].rpartition("#")[2]  # weights, wherever they were read from
     if isinstance(valid, tuple):
         results, qrels = valid
         parts = (results[["qid", "query", "docno", "text"]], qrels[["qid", "docno", "label"]])

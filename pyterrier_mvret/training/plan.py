@@ -69,10 +69,12 @@ class Plan:
         )
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("mini_batch_size", 1), ("max_steps", 1), ("evaluations", 1)):
+        for name in ("batch_size", "mini_batch_size", "max_steps", "evaluations", "early_stopping"):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not self.epochs > 0:
+            raise ValueError(f"epochs must be more than 0, got {self.epochs}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a share of the steps, from 0 to below 1, got {self.warmup}")
         if not self.measures:
@@ -86,7 +88,9 @@ class Plan:
     @property
     def rate(self) -> float:
         """The learning rate, or the usual one for what is trained."""
-        return self.learning_rate or _RATES.get(self.train.partition(":")[0], _RATES["all"])
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return _RATES.get(self.train.partition(":")[0], _RATES["all"])
 
     @property
     def cache(self) -> StateCache | None:
@@ -103,30 +107,35 @@ class Plan:
         return {name: str(value) for name, value in {**own, **self.arguments}.items()}
 
     def trainer_arguments(
-        self, folder: str, device: str, choose: str | None, keep: bool
+        self, folder: str, device: str, prompts: Mapping[str, str], choose: str | None, keep: bool
     ) -> "MultiVectorEncoderTrainingArguments":
         """The library's arguments.
 
         Args:
             folder: for checkpoints.
             device: the kind of device the model is on.
+            prompts: what goes before the texts of each column; the trainer itself puts nothing there.
             choose: what is evaluated to find the best checkpoint; none where nothing is.
             keep: whether checkpoints are wanted even where there is nothing to choose.
         """
         from sentence_transformers import MultiVectorEncoderTrainingArguments
 
         interval: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no"}
+        # below 1, which would mean every step, and rounded up to steps only where there is a rest
+        every = (1 - 1e-9) / self.evaluations
         if keep or choose:
-            interval.update(save_strategy="steps", save_steps=1 / self.evaluations, save_total_limit=2)
+            interval.update(save_strategy="steps", save_steps=every, save_total_limit=2)
         if choose:
             interval.update(
                 eval_strategy="steps",
-                eval_steps=1 / self.evaluations,
+                eval_steps=every,
                 eval_on_start=True,
                 load_best_model_at_end=True,
                 metric_for_best_model=choose,
                 greater_is_better=choose != "eval_loss",
+                restore_callback_states_from_checkpoint=self.early_stopping is not None,
             )
+        crossed = self.objective.teacher is None or getattr(self.objective, "in_batch", 0.0) > 0
         ours: dict[str, Any] = {
             "num_train_epochs": self.epochs,
             "max_steps": self.max_steps or -1,
@@ -138,8 +147,9 @@ class Plan:
             "bf16": _has_bf16(device) if self.bf16 is None else self.bf16,
             "use_cpu": device == "cpu",
             "logging_steps": 0.01,
-            # the same document twice in a batch would be its own negative
-            "batch_sampler": "no_duplicates" if self.objective.teacher is None else "batch_sampler",
+            # where queries meet each other's documents, the same one twice in a batch would be its own negative
+            "batch_sampler": "no_duplicates" if crossed else "batch_sampler",
+            "prompts": dict(prompts),
             "report_to": "none",
             **interval,
         }

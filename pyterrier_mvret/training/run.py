@@ -34,14 +34,19 @@ class Run:
             self.folder = Path(tempfile.mkdtemp(prefix="mvret-training-"))
             return
         self.folder = path.with_name(path.name + ".training")
-        for place, what in ((path, "a result"), (self.folder, "an unfinished run")):
-            if place.exists():
-                if not resume:
-                    raise FileExistsError(f"{place} holds {what}: pass resume=True to go on with it, or remove it")
-                self._compare(place)
-        if not self.finished and not self.folder.exists():
-            self.folder.mkdir(parents=True)
-            _write_json(self.folder / _RECORD, {"run": self._record})
+        place, what = (path, "a result") if path.exists() else (self.folder, "an unfinished run")
+        if place.exists():
+            if not resume:
+                raise FileExistsError(f"{place} holds {what}: pass resume=True to go on with it, or remove it")
+            self._compare(place)
+            if self.finished:  # and killed before it had removed its checkpoints
+                shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        scratch = self.folder.with_name(self.folder.name + ".new")  # never a folder without its record
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        _write_json(scratch / _RECORD, {"run": self._record})
+        scratch.replace(self.folder)
 
     def _compare(self, place: Path) -> None:
         found = _read_record(place)["run"]
@@ -84,8 +89,8 @@ class Run:
         shutil.rmtree(self.folder)
 
     def close(self) -> None:
-        """Removes the files of a run without a path."""
-        if self.path is None:
+        """Removes the files of a run without a path, and of one that stopped before there was anything to resume."""
+        if self.path is None or (not self.finished and self.checkpoint() is None):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 

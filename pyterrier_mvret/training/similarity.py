@@ -12,7 +12,7 @@ import torch
 from sentence_transformers.multi_vector_encoder import scoring
 from torch import Tensor
 
-from pyterrier_mvret.scoring import MaxSim
+from pyterrier_mvret.scoring import EMPTY_DOCUMENT, MaxSim
 
 # similarities of tokens that are held at once
 _PRODUCTS_AT_ONCE = 1 << 23
@@ -32,33 +32,36 @@ class MaxSimSimilarity:
 
     def matrix(self, queries: Tensor, documents: Tensor, queries_mask: Tensor, documents_mask: Tensor) -> Tensor:
         """(Q, n, dim) and (D, N, m, dim) -> (Q, D * N): every query against every document."""
+        mask = documents_mask.flatten(0, 1)
         if queries.device.type == "cpu" and queries.dtype == documents.dtype == torch.float32:
-            flat, mask = documents.flatten(0, 1), documents_mask.flatten(0, 1)
-            scores: Any = _MaxSimMatrix.apply(queries, flat, queries_mask, mask)
+            scores: Any = _MaxSimMatrix.apply(queries, documents.flatten(0, 1), queries_mask, mask)
         else:
             scores = scoring.colbert_scores(queries, documents, queries_mask, documents_mask)
-        return self._finished(scores, queries_mask)
+        return self._finished(scores, queries_mask, mask)
 
     def groups(self, queries: Tensor, documents: Tensor, queries_mask: Tensor, documents_mask: Tensor) -> Tensor:
         """(Q, n, dim) and (Q, N, m, dim) -> (Q, N): every query against its own documents."""
-        return self._finished(scoring.colbert_kd_scores(queries, documents, queries_mask, documents_mask), queries_mask)
+        scores = scoring.colbert_kd_scores(queries, documents, queries_mask, documents_mask)
+        return self._finished(scores, queries_mask, documents_mask)
 
     def pairs(self, queries: Tensor, documents: Tensor, queries_mask: Tensor, documents_mask: Tensor) -> Tensor:
         """(Q, n, dim) and (Q, m, dim) -> (Q,): every query against its one document."""
         scores = scoring.colbert_scores_pairwise(queries, documents, queries_mask, documents_mask)
-        return self._finished(scores[:, None], queries_mask)[:, 0]
+        return self._finished(scores[:, None], queries_mask, documents_mask[:, None])[:, 0]
 
-    def _finished(self, scores: Tensor, queries_mask: Tensor) -> Tensor:
+    def _finished(self, scores: Tensor, queries_mask: Tensor, documents_mask: Tensor) -> Tensor:
         tokens = queries_mask.sum(1, keepdim=True).clamp(min=1)
         if self._distances:
             scores = 2 * scores - 2 * tokens
-        return scores / tokens if self._mean else scores
+        scores = scores / tokens if self._mean else scores
+        return scores.masked_fill(~documents_mask.any(-1), float(EMPTY_DOCUMENT))
 
 
 class _MaxSimMatrix(torch.autograd.Function):
     """Scores of all queries with all documents; remembers which document token each query token took."""
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # sums of half precision would collide
     def forward(ctx: Any, queries: Tensor, documents: Tensor, queries_mask: Tensor, documents_mask: Tensor) -> Tensor:
         """(Q, n, dim), (D, m, dim) and their masks -> (Q, D)."""
         count, tokens, dim = queries.shape
@@ -73,7 +76,7 @@ class _MaxSimMatrix(torch.autograd.Function):
             products = rows @ documents[block].reshape(-1, dim).T
             products += hidden[block].flatten()
             best, at = products.view(count, tokens, -1, documents.shape[1]).max(3)
-            best.masked_fill_(best.isneginf(), 0.0)  # a document without tokens
+            best.masked_fill_(best.isneginf(), 0.0)  # a document without tokens: not infinity times a weight of 0
             scores[:, block] = torch.einsum("qnd,qn->qd", best, weight)
             winners[:, :, block] = at
         weight = weight[:, :, None] * documents_mask.any(1)
@@ -81,6 +84,7 @@ class _MaxSimMatrix(torch.autograd.Function):
         return scores
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, gradient: Tensor) -> Any:
         """Each query token's gradient is the sum of its winners, each winner's the sum of the query tokens it won."""
         queries, documents, winners, weight = ctx.saved_tensors

@@ -66,7 +66,7 @@ def refuse_test_topics(data: "Dataset | pd.DataFrame", topics: pd.DataFrame, *, 
             f"{len(shared)} of {len(keys)} training queries {verb} among the test topics, the first is {shared[0]!r}: "
             "figures on these topics would not be held out"
         )
-    same = sorted(set(_column(data, "qid")) & set(topics["qid"])) if qids else []
+    same = sorted(set(map(str, _column(data, "qid"))) & set(map(str, topics["qid"]))) if qids else []
     if same:
         raise ValueError(
             f"{len(same)} qids of the training data are those of test topics, the first is {same[0]!r}: pass "

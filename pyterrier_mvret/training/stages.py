@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import pandas as pd
 import pyterrier as pt
 
-from pyterrier_mvret.encoders.stages import TextScorer
+from pyterrier_mvret.encoders.stages import TextScorer, query_texts
 from pyterrier_mvret.encoders.token_encoder import TokenEncoder
 from pyterrier_mvret.scoring import MaxSim
 from pyterrier_mvret.training.data import groups
@@ -79,4 +79,4 @@ class TrainableScorer(TextScorer, pt.Estimator):
 
     def _with_text(self, results: pd.DataFrame) -> pd.DataFrame:
         pt.validate.result_frame(results, ["query", self.text_field], context=self)
-        return results.assign(text=results[self.text_field])
+        return results.assign(query=query_texts(results), text=results[self.text_field])

@@ -1,12 +1,15 @@
 """sentence-transformers' trainer, with parts held still, PyTerrier's evaluation, and one progress bar."""
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ir_measures
+import numpy as np
 import pandas as pd
 import pyterrier as pt
+import torch
 from sentence_transformers import MultiVectorEncoder, MultiVectorEncoderTrainer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from torch import nn
@@ -26,6 +29,18 @@ class PartTrainer(MultiVectorEncoderTrainer):
         for module in self.still:
             module.eval()
         return super().compute_loss(*args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """The library's, which would add a step to a run whose last checkpoint was written at its end."""
+        saved: Any = self.state.stateful_callbacks
+        if saved["TrainerControl"]["args"]["should_training_stop"]:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _load_best_model(self) -> None:
+        """The library only logs where this fails, and goes on with the last weights as if they were the best."""
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """None: it would put rows of the training data into the checkpoint's card."""
@@ -49,8 +64,6 @@ class RankingEvaluator(BaseEvaluator):
         measures: Sequence[Any],
     ):
         super().__init__()
-        pt.validate.columns(results, includes=["qid", "query", "docno", "text"])
-        pt.validate.columns(qrels, includes=["qid", "docno", "label"])
         self.results, self.scorer = results, scorer
         self.measures = [parsed(measure) for measure in measures]
         self.qrels = qrels[qrels["qid"].isin(results["qid"])]
@@ -77,7 +90,7 @@ def parsed(measure: Any) -> Any:
         return measure
     try:
         return ir_measures.parse_measure(measure)
-    except ValueError:
+    except (NameError, ValueError):
         return next(iter(ir_measures.parse_trec_measure(measure)))
 
 
@@ -107,15 +120,31 @@ class Bar(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Closes it."""
-        self._bar.close()
+        self.close()
+
+    def close(self) -> None:
+        """Also where training was interrupted."""
+        if self._bar is not None:
+            self._bar.close()
 
 
 @contextmanager
 def one_bar(trainer: MultiVectorEncoderTrainer, verbose: bool) -> Iterator[None]:
-    """Our bar in place of the library's prints and of its bars over weights read and written at each checkpoint."""
+    """Our bar in place of the library's prints and bars."""
+    bar = Bar(verbose)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(Bar(verbose))
+    trainer.add_callback(bar)
+    try:
+        with no_bars():
+            yield
+    finally:
+        bar.close()
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """None of the library's bars over weights that are read and written."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -123,3 +152,15 @@ def one_bar(trainer: MultiVectorEncoderTrainer, verbose: bool) -> Iterator[None]
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def own_randomness(device: torch.device) -> Iterator[None]:
+    """The library seeds all generators of the process; afterwards the user's go on where they were."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (the global one is what is meant)
+    with torch.random.fork_rng([] if device.type == "cpu" else [device]):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

@@ -1,0 +1,51 @@
+"""A problem that a tiny model can learn: queries are the first words of the documents that answer them."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import pyterrier_mvret as mv
+from tests import checkpoints
+
+
+@pytest.fixture(scope="session")
+def toy():
+    rng = np.random.default_rng(0)
+    texts = {f"d{i}": " ".join(rng.choice(checkpoints.WORDS, 6)) for i in range(20)}
+    topics = pd.DataFrame([(str(i), " ".join(texts[f"d{i}"].split()[:3])) for i in range(10)], columns=["qid", "query"])
+    qrels = pd.DataFrame({"qid": topics["qid"], "docno": [f"d{i}" for i in range(10)], "label": 1})
+    run = pd.DataFrame(
+        [(str(q), f"d{d}", -float(d), d) for q in range(10) for d in range(20)],
+        columns=["qid", "docno", "score", "rank"],
+    )
+    groups = mv.training.groups(topics, qrels, run, n=3, docs=texts)
+    return SimpleNamespace(
+        texts=texts,
+        topics=topics,
+        qrels=qrels,
+        run=run,
+        results=run.merge(topics).assign(text=lambda rows: rows["docno"].map(texts)),
+        pairs=mv.training.pairs(topics, qrels, texts),
+        groups=groups,
+        taught=groups.add_column("scores", rng.random((len(groups), 4)).tolist()),
+    )
+
+
+@pytest.fixture
+def colbert(tiny):
+    """Makes models of the same first weights."""
+    return lambda **settings: mv.ColBERT(tiny, device="cpu", **settings)
+
+
+@pytest.fixture
+def quick():
+    """Settings of a run of two steps."""
+    return {"verbose": False, "batch_size": 4, "max_steps": 2, "learning_rate": 1e-2, "train": "head"}
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """An encoder without a head."""
+    return checkpoints.sentence_encoder(tmp_path / "plain")
