@@ -67,3 +67,12 @@ def test_agreement_of_the_two_readings_is_as_quoted():
     printed = run("benchmarks/mini_agreement.py")
     assert "2312 pairs, 24 graded differently" in printed
     assert "agreement 0.990, Cohen's kappa 0.952" in printed
+
+
+@pytest.mark.slow
+def test_training_example_trains_saves_and_reads_back(tmp_path):
+    printed = run("examples/train_colbert.py", "--epochs", "2", "--layers", "1", "--out", str(tmp_path))
+    last, reloaded = (line.split()[-3:] for line in printed.splitlines()[-2:])
+    assert last == reloaded  # nDCG@10 and the others, before and after the disk
+    assert (tmp_path / "head.png").is_file()
+    assert (tmp_path / "last" / "training.json").is_file()

@@ -241,8 +241,7 @@ def _rankings(run: pd.DataFrame) -> dict[str, list[str]]:
 
 def _dataset(rows: list[tuple[str, str, list[str]]], docs: Docs) -> "Dataset":
     """Rows of qid, query and docnos with the texts filled in."""
-    from datasets import Dataset, Features, List, Value
-
+    datasets = _library()
     if not rows:
         raise ValueError("no topic has a relevant document (and negatives): nothing to train on")
     texts = _read_texts(docs, {docno for _, _, docnos in rows for docno in docnos})
@@ -257,8 +256,18 @@ def _dataset(rows: list[tuple[str, str, list[str]]], docs: Docs) -> "Dataset":
         "query": [query for _, query, _ in rows],
         **{name: [texts[docnos[i]] for _, _, docnos in rows] for i, name in enumerate(names)},
     }
-    kinds = {name: List(Value("string")) if name == "docnos" else Value("string") for name in columns}
-    return Dataset.from_dict(columns, features=Features(kinds))
+    text = datasets.Value("string")
+    kinds = {name: datasets.List(text) if name == "docnos" else text for name in columns}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+
+
+def _library() -> Any:
+    try:
+        import accelerate  # noqa: F401 (the trainer's, but to be missed now rather than after the data is made)
+        import datasets
+    except ImportError as error:
+        raise ImportError("training needs two more packages: pip install 'pyterrier-mvret[train]'") from error
+    return datasets
 
 
 def _read_texts(docs: Docs, needed: set[str]) -> dict[str, str]:
@@ -307,9 +316,7 @@ def checked(data: Any, teacher: Literal["any", "unit"] | None) -> "Dataset":
         ValueError: a column that is missing; a row without text, or with scores that are not one finite number a
             document or not on the scale; the row is named.
     """
-    from datasets import Dataset
-
-    if not isinstance(data, Dataset):
+    if not isinstance(data, _library().Dataset):
         raise ValueError(f"training data is a datasets.Dataset (see mv.training.pairs), got {type(data).__name__}")
     data = data.with_format(None)  # plain values, whatever was set to look at them
     found = [c for c in data.column_names if c.startswith("negative")]
