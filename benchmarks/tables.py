@@ -107,6 +107,35 @@ def latency() -> str:
     return "\n".join(["", *lines, ""])
 
 
+def heads() -> str:
+    """Heads over seeds: where each is better or worse than one matrix."""
+    results = json.loads((HERE / "projection_heads.json").read_text())
+    tests = list(results["tests"])
+    lines = [
+        f"| head | weights | {' | '.join(tests)} | average (seeds) | p |",
+        "|---|---:|" + "---:|" * (len(tests) + 2),
+    ]
+    for row in results["rows"]:
+        low, high = min(row["average"]["seeds"]), max(row["average"]["seeds"])
+        spread = f" ({low:.3f} to {high:.3f})" if low < high else ""
+        p = "" if row["p over all topics"] is None else f"{row['p over all topics']:.2g}"
+        weights = "" if row["parameters"] is None else f"{row['parameters']:,}"
+        cells = " | ".join(f"{row[test]['mean']:.3f}" for test in tests)
+        lines.append(f"| {row['head']} | {weights} | {cells} | {row['average']['mean']:.3f}{spread} | {p} |")
+    about = results["about"]
+    lines.append(f"\np: paired t-test over all topics against `linear`, means of seeds. {about['training']}.")
+    return "\n".join(["", *lines, ""])
+
+
+def training() -> str:
+    """Speed and memory of training."""
+    results = json.loads((HERE / "training.json").read_text())
+    lines = ["| setting | queries a second | peak MiB above start |", "|---|---:|---:|"]
+    for name, row in results["settings"].items():
+        lines.append(f"| {name} | {row['queries a second']:g} | {row['peak MiB above start']:,} |")
+    return "\n".join(["", *lines, ""])
+
+
 def filled(text: str) -> str:
     """README.md with its quoted results replaced."""
     for name, table in (
@@ -116,6 +145,8 @@ def filled(text: str) -> str:
         ("end to end", end_to_end()),
         ("fidelity", fidelity()),
         ("latency", latency()),
+        ("heads", heads()),
+        ("training", training()),
     ):
         block = f"<!-- {name} -->{table}<!-- /{name} -->"
         text = re.sub(rf"<!-- {name} -->(.*?<!-- /{name} -->)?", lambda _, b=block: b, text, flags=re.S)

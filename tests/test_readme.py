@@ -61,6 +61,8 @@ def test_quick_start_on_a_folder_of_files():
 def test_quoted_results_are_the_kept_ones():
     run("benchmarks/tables.py", "--check")
     run("benchmarks/quality.py")
+    run("benchmarks/projection_heads.py")
+    run("benchmarks/training.py")
 
 
 def test_agreement_of_the_two_readings_is_as_quoted():

@@ -1,7 +1,7 @@
 """Training a part of a model: which weights move, and token states that are computed once where none below do."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -113,7 +113,8 @@ class _CachedForward:
         for group in batches.cut(ends[places], self._tokens):
             chosen = places[group]
             part = batches.part_of(features, chosen, np.arange(ends[chosen].max()))
-            with torch.no_grad(), onednn.linear_layers(self._transformer):
+            fast = nullcontext() if torch.is_inference_mode_enabled() else onednn.linear_layers(self._transformer)
+            with torch.no_grad(), fast:  # an encoder that asks has its own
                 states = self._forward(part, **kwargs)[self._transformer.module_output_name]
             for key, row, state in zip((keys[g] for g in group), chosen, states, strict=True):
                 yield key, state[: ends[row]].clone()
