@@ -1,5 +1,7 @@
 """What several of these tests ask of a model."""
 
+from typing import NamedTuple
+
 import torch
 
 
@@ -34,3 +36,8 @@ def stop_at(monkeypatch, step, error=StoppedError):
         return whole(self, *args, **kwargs)
 
     monkeypatch.setattr(PartTrainer, "training_step", training_step)
+
+
+class Document(NamedTuple):
+    docno: str
+    text: str

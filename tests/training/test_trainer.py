@@ -1,0 +1,125 @@
+"""What chooses a checkpoint: validation through PyTerrier or by a loss, early stopping, and the curves."""
+
+import numpy as np
+import pyterrier as pt
+import pytest
+
+import pyterrier_mvret as mv
+from pyterrier_mvret.training import trainer
+from tests.training.common import distance, weights
+
+unhelpful = pytest.mark.filterwarnings("ignore:training did not help")
+MEASURES = ["nDCG@10", pt.measures.RR(rel=1), "map_cut_5"]
+
+
+@pytest.fixture
+def found(monkeypatch):
+    """Makes validation find these values, one a time."""
+
+    def find(*values):
+        left = iter(values)
+        call = lambda self, *_, **__: {self.primary_metric: next(left)}  # noqa: E731
+        monkeypatch.setattr(trainer.RankingEvaluator, "__call__", call)
+
+    return find
+
+
+def test_validation_measures_the_model_as_it_is(colbert, toy, quick):
+    model = colbert()
+    measures = [trainer.parsed(m) for m in MEASURES]
+    before = pt.Evaluate(model.text_scorer()(toy.results), toy.qrels, metrics=measures)
+    settings = {**quick, "max_steps": 6, "evaluations": 3, "measures": MEASURES, "train": "all"}
+    history = model.fit(toy.pairs, (toy.results, toy.qrels), **settings).history.set_index("step")
+    names = ["nDCG@10", "RR", "AP@5"]
+    assert history.index.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert history.loc[history["nDCG@10"].notna()].index.tolist() == [0, 2, 4, 6]
+    assert np.isnan(history.loc[0, "loss"])
+    for name in names:
+        assert history.loc[0, name] == pytest.approx(before[name])
+    after = pt.Evaluate(model.text_scorer()(toy.results), toy.qrels, metrics=measures)
+    assert history["nDCG@10"].drop(0).max() == pytest.approx(after["nDCG@10"])
+
+
+@pytest.mark.parametrize("best", [2, 4, 6])
+def test_the_best_checkpoint_is_kept_and_not_the_last(colbert, toy, quick, found, best):
+    settings = {**quick, "max_steps": 6, "evaluations": 3, "lr_scheduler_type": "constant"}
+    found(0.1, *(0.5 if step == best else 0.2 for step in (2, 4, 6)))
+    chosen = colbert().fit(toy.pairs, (toy.results, toy.qrels), **settings)
+    shorter = colbert().fit(toy.pairs, **{**settings, "max_steps": best})
+    assert distance(weights(chosen), weights(shorter)) < 1e-6
+    assert len(chosen.history) == 7
+
+
+@unhelpful
+def test_a_training_set_validates_by_its_loss(colbert, toy, quick):
+    train, valid = mv.training.split(toy.groups, 0.3)
+    settings = {**quick, "max_steps": 20, "evaluations": 4, "learning_rate": 5e-2}
+    model = colbert().fit(train, valid, **settings)
+    history = model.history.set_index("step")["valid_loss"].dropna()
+    assert history.index.tolist() == [0, 5, 10, 15, 20]
+    # training goes on from the best of them, not from the last
+    on = model.fit(train, valid, **{**settings, "max_steps": 1, "evaluations": 1})
+    assert on.history["valid_loss"].iloc[0] == pytest.approx(history.drop(0).min(), abs=1e-4)
+
+
+@unhelpful
+def test_early_stopping_stops(colbert, toy, quick, found):
+    found(0.1, 0.2, 0.3, 0.25, 0.3, 0.9)
+    settings = {**quick, "max_steps": 10, "evaluations": 5, "early_stopping": 2}
+    history = colbert().fit(toy.pairs, (toy.results, toy.qrels), **settings).history
+    assert history["step"].iloc[-1] == 8
+    assert history["nDCG@10"].dropna().tolist() == [0.1, 0.2, 0.3, 0.25, 0.3]
+
+
+def test_training_that_does_not_help_is_said(colbert, toy, quick, found):
+    found(0.5, 0.4, 0.5)
+    with pytest.warns(UserWarning, match=r"did not help .* 0\.5000 before it and at best 0\.5000 after"):
+        colbert().fit(toy.pairs, (toy.results, toy.qrels), **quick)
+
+
+@pytest.mark.parametrize("evaluations", [1, 3, 10])
+@pytest.mark.parametrize("steps", [5, 30])
+def test_there_are_as_many_validations_as_asked_for_or_steps(colbert, toy, quick, found, evaluations, steps):
+    found(*range(100))
+    settings = {**quick, "max_steps": steps, "evaluations": evaluations}
+    history = colbert().fit(toy.pairs, (toy.results, toy.qrels), **settings).history
+    taken = history.loc[history["nDCG@10"].notna(), "step"].tolist()
+    assert taken[0] == 0 and taken[-1] == steps
+    every = -(-steps // evaluations)
+    assert taken[1:] == sorted({*range(every, steps + 1, every), steps})
+
+
+def test_measures_have_several_names():
+    assert trainer.parsed("ndcg_cut_10") == trainer.parsed("nDCG@10") == trainer.parsed(pt.measures.nDCG @ 10)
+    with pytest.raises(ValueError, match="nonsense"):
+        trainer.parsed("nonsense")
+
+
+@pytest.mark.parametrize("place", [None, "fitted"])
+@pytest.mark.parametrize("column", ["qid", "query", "docno", "text"])
+def test_validation_results_need_their_columns(colbert, toy, quick, tmp_path, column, place):
+    with pytest.raises(pt.validate.InputValidationError, match=column):
+        colbert().fit(
+            toy.pairs, (toy.results.drop(columns=column), toy.qrels), path=place and tmp_path / place, **quick
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_validation_topics_need_judgements(colbert, toy, quick):
+    with pytest.raises(ValueError, match="judgement"):
+        colbert().fit(toy.pairs, (toy.results, toy.qrels.iloc[:0]), **quick)
+    with pytest.raises(Exception, match="label"):
+        colbert().fit(toy.pairs, (toy.results, toy.qrels.drop(columns="label")), **quick)
+
+
+def test_curves_put_a_steps_entries_in_one_row():
+    log = [
+        {"step": 0, "epoch": 0, "eval_nDCG@10": 0.1, "eval_runtime": 3.0},
+        {"step": 1, "epoch": 0.5, "loss": 2.0, "learning_rate": 0.1},
+        {"step": 1, "epoch": 0.5, "eval_loss": 1.5, "eval_samples_per_second": 3.0},
+        {"step": 2, "epoch": 1.0, "train_runtime": 9.0, "train_loss": 2.0},
+    ]
+    curves = trainer.history(log)
+    assert curves["step"].tolist() == [0, 1, 2]
+    assert curves.columns.tolist() == ["step", "epoch", "nDCG@10", "loss", "learning_rate", "valid_loss"]
+    assert curves.loc[1, ["loss", "valid_loss"]].tolist() == [2.0, 1.5]
