@@ -48,7 +48,7 @@ VARIANTS = {
 }
 UNSEEN = ("cacm", "msmarco-dl19-mini", "vaswani")
 HALVED = ("scifact", "cranfield")
-RATES, SCALES, SEEDS = (1e-3, 3e-3), (1.0, 3.0), (0, 1, 2)
+RATES, SEEDS = (3e-4, 1e-3), (0, 1, 2)
 STEPS, BATCH, NEGATIVES, DOC_LENGTH, TRAIN_LENGTH = 200, 16, 2, 180, 96
 MIN_LABEL = {"cranfield": 2}  # 1 means "of minimum interest" there
 
@@ -127,7 +127,7 @@ def training_sets(collections: list[Collection], scratch: Path) -> tuple:
     return concatenate_datasets(sets), (pd.concat(results), pd.concat(judged))
 
 
-def train(head, rate: float, scale: float, seed: int, data, valid, cache) -> tuple[mv.ColBERT, float]:
+def train(head, rate: float, seed: int, data, valid, cache) -> tuple[mv.ColBERT, float]:
     """A trained model, and nDCG@10 of its reranking of the validation topics."""
     from dataclasses import replace
 
@@ -136,7 +136,6 @@ def train(head, rate: float, scale: float, seed: int, data, valid, cache) -> tup
         data,
         valid,
         train="head",
-        loss=mv.training.Contrastive(scale),
         max_steps=STEPS,
         batch_size=BATCH,
         learning_rate=rate,
@@ -147,7 +146,7 @@ def train(head, rate: float, scale: float, seed: int, data, valid, cache) -> tup
         verbose=False,
     )
     value = float(colbert.history["nDCG@10"].dropna().iloc[-1])
-    print(f"    {head} {rate} {scale}: {value:.4f}", flush=True)
+    print(f"    {head} {rate}: {value:.4f}", flush=True)
     return colbert, value
 
 
@@ -171,22 +170,14 @@ def run(data_folder: Path, cache_folder: Path) -> dict:
         {"seed": s, "tests": tested(head_of(mv.TokenEncoder(mv.models.MINILM, init_projection=Linear(128, seed=s))))}
         for s in SEEDS
     ]
-    # the temperature is chosen once, for the simplest head
-    scales = {
-        (rate, scale): train(VARIANTS["linear"], rate, scale, SEEDS[0], data, valid, cache)[1]
-        for rate in RATES
-        for scale in SCALES
-    }
-    scale = max(scales, key=scales.get)[1]
-    print({str(k): round(v, 4) for k, v in scales.items()}, f"{time.time() - started:.0f} s", flush=True)
     chosen = {}
     for name, head in VARIANTS.items():
-        tried = {rate: train(head, rate, scale, SEEDS[0], data, valid, cache) for rate in RATES}
+        tried = {rate: train(head, rate, SEEDS[0], data, valid, cache) for rate in RATES}
         rate = max(tried, key=lambda r: tried[r][1])
         chosen[name] = {"rate": rate, "validation": {str(r): round(v, 4) for r, (_, v) in tried.items()}}
         rows = []
         for seed in SEEDS:
-            colbert, value = tried[rate] if seed == SEEDS[0] else train(head, rate, scale, seed, data, valid, cache)
+            colbert, value = tried[rate] if seed == SEEDS[0] else train(head, rate, seed, data, valid, cache)
             row = {"seed": seed, "validation": value, "tests": tested(head_of(colbert.encoder))}
             row["loss"] = float(colbert.history["loss"].dropna().tail(10).mean())
             row["folding"] = folding_error(colbert.encoder)
@@ -195,7 +186,7 @@ def run(data_folder: Path, cache_folder: Path) -> dict:
         means = {n: round(float(np.mean([r["tests"][n].mean() for r in rows])), 4) for n in tests}
         print(name, chosen[name], means, f"{time.time() - started:.0f} s", flush=True)
     return {
-        "about": about(len(data), int(valid[0]["qid"].nunique()), scale, scales),
+        "about": about(len(data), int(valid[0]["qid"].nunique())),
         "tests": {name: len(topics) for name, topics in tests.items()},
         "rows": summary(outcomes, chosen),
     }
@@ -243,7 +234,7 @@ def per_topic(seeds: list[dict]) -> dict[str, pd.Series]:
     return {test: pd.concat([s["tests"][test] for s in seeds], axis=1).mean(axis=1) for test in seeds[0]["tests"]}
 
 
-def about(rows: int, topics: int, scale: float, scales: dict) -> dict:
+def about(rows: int, topics: int) -> dict:
     """What a reader needs to know beside the figures."""
     packages = ("torch", "transformers", "sentence-transformers", "pyterrier")
     return {
@@ -251,8 +242,6 @@ def about(rows: int, topics: int, scale: float, scales: dict) -> dict:
         "model": "all-MiniLM-L6-v2, still; heads of 128 dimensions",
         "training": f"{rows} rows, {NEGATIVES} BM25 negatives each, {STEPS} steps of {BATCH}, {TRAIN_LENGTH} tokens",
         "validation": f"{topics} topics, BM25's 30 reranked, nDCG@10",
-        "scale": scale,
-        "scales": {str(key): round(value, 4) for key, value in scales.items()},
         "machine": platform.processor() or platform.machine(),
         "versions": {p: version(p) for p in packages},
     }

@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import pyterrier_mvret as mv
-from pyterrier_mvret.training import frozen
+from pyterrier_mvret.training import StateCache, frozen
 from pyterrier_mvret.training.fit import _part
 from tests.training.common import StoppedError, distance, moved, stop_at, weights
 
@@ -127,7 +129,7 @@ def counted(model, monkeypatch):
 def test_a_text_goes_through_the_transformer_once(colbert, monkeypatch):
     model = colbert().encoder.model
     rows = counted(model, monkeypatch)
-    with frozen.cached_states(model, 1 << 20):
+    with frozen.cached_states(model, StateCache()):
         model(features(model, ["a cat", "the dog ran fast", "a cat"], "document"), task="document")
         assert sum(rows) == 2
         wider = features(model, ["a cat sat on the mat", "a cat"], "document")
@@ -146,7 +148,7 @@ def test_texts_of_equal_tokens_that_see_each_other_differently_are_two(colbert, 
     made = features(model, ["a cat sat"], "document")
     blind = {**made, "attention_mask": made["attention_mask"].clone()}
     blind["attention_mask"][0, 2] = 0
-    with frozen.cached_states(model, 1 << 20):
+    with frozen.cached_states(model, StateCache()):
         a, b = (model[0](dict(f))["token_embeddings"] for f in (made, blind))
     assert sum(rows) == 2 and not torch.equal(a, b)
 
@@ -156,8 +158,8 @@ def test_memory_stays_below_the_limit(colbert, texts, monkeypatch):
     model = colbert().encoder.model
     one = features(model, ["a cat"], "document")["input_ids"].shape[1] * 16 * 4  # float32 states of 16 dimensions
     rows = counted(model, monkeypatch)
-    with frozen.cached_states(model, texts * one + one // 2):
-        cache = model[0].forward
+    cache = StateCache((texts * one + one // 2) / 2**30)
+    with frozen.cached_states(model, cache):
         for _ in range(2):
             for text in ("a cat", "the dog", "on it"):
                 model(features(model, [text], "document"), task="document")
@@ -165,10 +167,37 @@ def test_memory_stays_below_the_limit(colbert, texts, monkeypatch):
     assert sum(rows) == 6 - texts
 
 
+def test_states_are_shared_between_runs_of_one_transformer_alone(colbert, toy, quick, monkeypatch):
+    cache = mv.training.StateCache()
+    alone = weights(colbert().fit(toy.pairs, **quick))
+    colbert().fit(toy.pairs, **{**quick, "seed": 1}, state_cache=cache)
+    many = len(cache)
+    second = colbert()
+    rows = counted(second.encoder.model, monkeypatch)
+    # the run's own copy is what would be counted otherwise
+    monkeypatch.setattr("pyterrier_mvret.training.fit.copy", SimpleNamespace(deepcopy=lambda model: model))
+    second.fit(toy.pairs, state_cache=cache, **quick)
+    assert sum(rows) == 0 < many == len(cache)
+    assert distance(weights(second), alone) < 1e-6
+    monkeypatch.undo()
+    other = colbert()
+    other.fit(toy.pairs, **{**quick, "train": "all"})  # its transformer has moved
+    before = weights(other)
+    other.fit(toy.pairs, state_cache=cache, **quick)
+    again = colbert().fit(toy.pairs, **{**quick, "train": "all"}).fit(toy.pairs, state_cache=0, **quick)
+    assert moved(before, weights(other)) and distance(weights(other), weights(again)) < 1e-5
+
+
+def test_a_cache_has_a_size():
+    with pytest.raises(ValueError, match="at least 0"):
+        mv.training.StateCache(-1)
+    assert repr(mv.training.StateCache(1.5)) == "StateCache(gib=1.5)"
+
+
 def test_states_seen_in_validation_serve_training(colbert):
     """They are made without recording anything, and still gradients flow above them."""
     model = colbert().encoder.model
-    with frozen.cached_states(model, 1 << 20):
+    with frozen.cached_states(model, StateCache()):
         with torch.inference_mode():
             model(features(model, ["a cat"], "document"), task="document")
         out = model(features(model, ["a cat"], "document"), task="document")["token_embeddings"]
@@ -178,7 +207,7 @@ def test_states_seen_in_validation_serve_training(colbert):
 
 def test_the_transformer_is_itself_again_after_an_error(colbert, toy, quick, monkeypatch):
     model = colbert().encoder.model
-    with pytest.raises(StoppedError), frozen.cached_states(model, 1):
+    with pytest.raises(StoppedError), frozen.cached_states(model, StateCache(0)):
         assert "forward" in vars(model[0])
         raise StoppedError
     assert "forward" not in vars(model[0])

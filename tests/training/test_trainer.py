@@ -110,16 +110,3 @@ def test_validation_topics_need_judgements(colbert, toy, quick):
         colbert().fit(toy.pairs, (toy.results, toy.qrels.iloc[:0]), **quick)
     with pytest.raises(Exception, match="label"):
         colbert().fit(toy.pairs, (toy.results, toy.qrels.drop(columns="label")), **quick)
-
-
-def test_curves_put_a_steps_entries_in_one_row():
-    log = [
-        {"step": 0, "epoch": 0, "eval_nDCG@10": 0.1, "eval_runtime": 3.0},
-        {"step": 1, "epoch": 0.5, "loss": 2.0, "learning_rate": 0.1},
-        {"step": 1, "epoch": 0.5, "eval_loss": 1.5, "eval_samples_per_second": 3.0},
-        {"step": 2, "epoch": 1.0, "train_runtime": 9.0, "train_loss": 2.0},
-    ]
-    curves = trainer.history(log)
-    assert curves["step"].tolist() == [0, 1, 2]
-    assert curves.columns.tolist() == ["step", "epoch", "nDCG@10", "loss", "learning_rate", "valid_loss"]
-    assert curves.loc[1, ["loss", "valid_loss"]].tolist() == [2.0, 1.5]
