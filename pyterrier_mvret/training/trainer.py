@@ -158,7 +158,7 @@ def no_bars() -> Iterator[None]:
 def own_randomness(device: torch.device) -> Iterator[None]:
     """The library seeds all generators of the process; afterwards the user's go on where they were."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (the global one is what is meant)
-    with torch.random.fork_rng([] if device.type == "cpu" else [device]):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             yield
         finally:

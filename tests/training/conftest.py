@@ -1,5 +1,6 @@
 """A problem that a tiny model can learn: queries are the first words of the documents that answer them."""
 
+import gc
 from types import SimpleNamespace
 
 import numpy as np
@@ -49,3 +50,18 @@ def quick():
 def plain(tmp_path):
     """An encoder without a head."""
     return checkpoints.sentence_encoder(tmp_path / "plain")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_collection():
+    """The library collects garbage at the end of each run; what the other tests have left need not be looked at."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def no_cards(monkeypatch):
+    """Checkpoints without a model card, which takes longer to write than a tiny model to train."""
+    monkeypatch.setattr("sentence_transformers.base.model.BaseModel._create_model_card", lambda *_, **__: None)

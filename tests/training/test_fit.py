@@ -24,7 +24,7 @@ def test_the_loss_is_that_of_the_scores_that_rank(colbert, toy, quick, rule):
     first = toy.topics.head(4)
     everything = first[["qid", "query"]].merge(pd.DataFrame({"docno": [f"d{i}" for i in range(4)]}), how="cross")
     ranked = model.text_scorer()(everything.assign(text=everything["docno"].map(toy.texts)))
-    scores = ranked.pivot_table(values="score", index="qid", columns="docno").to_numpy()
+    scores = ranked.pivot_table(values="score", index="qid", columns="docno").to_numpy(copy=True)
     expected = torch.nn.functional.cross_entropy(torch.from_numpy(scores), torch.arange(4)).item()
     history = model.fit(toy.pairs.select(range(4)), **quick).history
     assert history["loss"][0] == pytest.approx(expected, abs=1e-4)

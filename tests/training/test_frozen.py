@@ -8,6 +8,8 @@ from pyterrier_mvret.training import StateCache, frozen
 from pyterrier_mvret.training.fit import _part
 from tests.training.common import StoppedError, distance, moved, stop_at, weights
 
+pytestmark = pytest.mark.usefixtures("no_cards")
+
 
 def where(names):
     """The parts of the tiny model that names of weights belong to."""

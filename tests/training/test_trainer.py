@@ -8,6 +8,7 @@ import pyterrier_mvret as mv
 from pyterrier_mvret.training import trainer
 from tests.training.common import distance, weights
 
+pytestmark = pytest.mark.usefixtures("no_cards")
 unhelpful = pytest.mark.filterwarnings("ignore:training did not help")
 MEASURES = ["nDCG@10", pt.measures.RR(rel=1), "map_cut_5"]
 
