@@ -123,7 +123,6 @@ class ColBERT(Configured):
         >>> colbert.fit(data, train="head", max_steps=2, batch_size=2, verbose=False).history["step"].tolist()
         [1, 2]
         """
-        settings.setdefault("verbose", True)
         self.history = fit(self.encoder, self.scoring, data, valid, finish=self._write_settings, **settings)
         return self
 

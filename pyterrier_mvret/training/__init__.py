@@ -2,7 +2,7 @@
 
 from pyterrier_mvret.training.curves import plot
 from pyterrier_mvret.training.data import groups, pairs, with_teacher
-from pyterrier_mvret.training.fit import fit
+from pyterrier_mvret.training.fitting import fit
 from pyterrier_mvret.training.losses import KL, Contrastive, MarginMSE, NWay
 from pyterrier_mvret.training.plan import Plan
 from pyterrier_mvret.training.splits import refuse_test_topics, split

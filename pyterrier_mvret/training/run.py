@@ -85,6 +85,10 @@ class Run:
         save(scratch)
         rows = json.loads(history.to_json(orient="records", double_precision=15))
         _write_json(scratch / _RECORD, {"run": self._record, "history": rows})
+        for file in scratch.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:  # on the disk before its name is
+                    os.fsync(written.fileno())
         scratch.replace(self.path)
         shutil.rmtree(self.folder)
 

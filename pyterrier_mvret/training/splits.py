@@ -70,7 +70,7 @@ def refuse_test_topics(data: "Dataset | pd.DataFrame", topics: pd.DataFrame, *, 
     if same:
         raise ValueError(
             f"{len(same)} qids of the training data are those of test topics, the first is {same[0]!r}: pass "
-            "qids=False if they come from different collections"
+            "qids=False (test_qids=False to fit) if they come from different collections"
         )
 
 

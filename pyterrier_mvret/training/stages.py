@@ -9,7 +9,8 @@ import pyterrier as pt
 from pyterrier_mvret.encoders.stages import TextScorer, query_texts
 from pyterrier_mvret.encoders.token_encoder import TokenEncoder
 from pyterrier_mvret.scoring import MaxSim
-from pyterrier_mvret.training.data import groups
+from pyterrier_mvret.training.data import groups, with_teacher
+from pyterrier_mvret.training.losses import named
 
 
 class Model(Protocol):
@@ -33,7 +34,8 @@ class TrainableScorer(TextScorer, pt.Estimator):
         text_field: the column with the text.
         verbose: progress bars.
         training: keywords of the model's ``fit``, and those of :func:`~pyterrier_mvret.training.groups`
-            (``n``, ``depth``, ``skip``, ``pick``, ``short``, ``min_label``) for mining negatives.
+            (``n``, ``depth``, ``skip``, ``pick``, ``short``, ``min_label``) for mining negatives; ``teacher=``, a
+            pipeline whose scores are distilled, for the losses that have one.
     """
 
     def __init__(
@@ -71,6 +73,10 @@ class TrainableScorer(TextScorer, pt.Estimator):
         chosen = {name: settings.pop(name) for name in mining & set(settings)}
         topics = results.drop_duplicates("qid")[["qid", "query"]]
         data = groups(topics, retrieved, results, **chosen, seed=settings.get("seed", 0))
+        teacher = settings.pop("teacher", None)
+        if teacher is not None:
+            wants = named(settings.get("loss", "contrastive")).teacher
+            data = with_teacher(data, teacher, normalize="min-max" if wants == "unit" else None, verbose=self.verbose)
         valid = None
         if topics_or_res_va is not None and qrels_va is not None:
             valid = (self._with_text(topics_or_res_va), qrels_va)

@@ -112,9 +112,16 @@ class Bar(TrainerCallback):
         self._bar.update(state.global_step - self._bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        """Shows what was logged."""
+        """Shows what was logged.
+
+        Raises:
+            ValueError: the loss or its gradient is no longer finite: nothing good can come of the steps that are left.
+        """
+        logs = logs or {}
+        lost = [name for name in ("loss", "grad_norm") if not np.isfinite(float(logs.get(name, 0.0)))]
+        if lost:
+            raise ValueError(f"training diverged: {lost[0]} at step {state.global_step}; try a lower learning_rate")
         if self._bar is not None:
-            logs = logs or {}
             shown = [name for name in ("loss", *curves.measured(logs)) if name in logs]
             self._bar.set_postfix({name.removeprefix("eval_"): f"{logs[name]:.4f}" for name in shown})
 

@@ -5,7 +5,7 @@ import torch
 
 import pyterrier_mvret as mv
 from pyterrier_mvret.training import StateCache, frozen
-from pyterrier_mvret.training.fit import _part
+from pyterrier_mvret.training.fitting import _part
 from tests.training.common import StoppedError, distance, moved, stop_at, weights
 
 pytestmark = pytest.mark.usefixtures("no_cards")
@@ -172,12 +172,12 @@ def test_memory_stays_below_the_limit(colbert, texts, monkeypatch):
 def test_states_are_shared_between_runs_of_one_transformer_alone(colbert, toy, quick, monkeypatch):
     cache = mv.training.StateCache()
     alone = weights(colbert().fit(toy.pairs, **quick))
-    colbert().fit(toy.pairs, **{**quick, "seed": 1}, state_cache=cache)
+    colbert().fit(toy.pairs, **{**quick, "seed": 1, "batch_size": 10}, state_cache=cache)  # sees all texts
     many = len(cache)
     second = colbert()
     rows = counted(second.encoder.model, monkeypatch)
     # the run's own copy is what would be counted otherwise
-    monkeypatch.setattr("pyterrier_mvret.training.fit.copy", SimpleNamespace(deepcopy=lambda model: model))
+    monkeypatch.setattr("pyterrier_mvret.training.fitting.copy", SimpleNamespace(deepcopy=lambda model: model))
     second.fit(toy.pairs, state_cache=cache, **quick)
     assert sum(rows) == 0 < many == len(cache)
     assert distance(weights(second), alone) < 1e-6

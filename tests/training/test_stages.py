@@ -136,3 +136,18 @@ def test_it_is_an_estimator_that_scores_without_being_fitted(colbert, toy):
 def test_copies_of_a_fitted_stage_score_the_same(colbert, toy, settings, way):
     scorer = colbert().text_scorer(**settings).fit(toy.results, toy.qrels)
     pd.testing.assert_frame_equal(way(scorer)(toy.results), scorer(toy.results))
+
+
+@pytest.mark.parametrize(("loss", "unit"), [("kl", False), ("kl-min-max", True), ("margin-mse", False)])
+def test_a_teacher_scores_what_was_mined(colbert, toy, monkeypatch, loss, unit):
+    calls = fitted_on(monkeypatch)
+    teacher = pt.apply.doc_score(lambda row: float(len(row["text"])))
+    colbert().text_scorer(n=2, loss=loss, teacher=teacher).fit(toy.results, toy.qrels)
+    ((data, _, rest),) = calls
+    assert rest == {"loss": loss}
+    lengths = [[len(row[name]) for name in ("positive", "negative_1", "negative_2")] for row in data]
+    if unit:
+        assert all(0 <= score <= 1 for row in data for score in row["scores"])
+        assert [np.argmax(row["scores"]) for row in data] == [np.argmax(row) for row in lengths]
+    else:
+        assert [row["scores"] for row in data] == lengths

@@ -40,6 +40,7 @@ def fit(
     path: str | Path | None = None,
     resume: bool = False,
     test_topics: pd.DataFrame | None = None,
+    test_qids: bool = True,
     verbose: bool = True,
     finish: Callable[[Path], None] | None = None,
     **plan: Any,
@@ -58,7 +59,8 @@ def fit(
             the model in memory alone.
         resume: go on from the checkpoints of a run with the same settings, or start if there are none; a finished run
             is opened. A run with other settings is an error that names them.
-        test_topics: topics that must be neither trained nor validated on.
+        test_topics: topics that must be neither trained nor validated on, by their text and their qid.
+        test_qids: False compares texts alone, for data from collections that number their topics alike.
         verbose: a progress bar with the last loss and measures.
         finish: writes what else belongs to a model into its folder, before the folder appears.
         **plan: the settings of :class:`~pyterrier_mvret.training.plan.Plan`.
@@ -76,7 +78,7 @@ def fit(
     if test_topics is not None:
         for seen in (data, valid[0] if isinstance(valid, tuple) else valid):
             if seen is not None:
-                refuse_test_topics(seen, test_topics)
+                refuse_test_topics(seen, test_topics, qids=test_qids)
     if how.early_stopping is not None and valid is None:
         raise ValueError("early_stopping needs valid=, which says what is better")
     _check_trainable(encoder)

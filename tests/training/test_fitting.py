@@ -221,6 +221,19 @@ def test_divergence_is_an_error(colbert, toy, quick, rate):
     assert not moved(before, weights(model))
 
 
+def test_divergence_stops_the_run_where_it_is_seen(colbert, toy, quick, monkeypatch):
+    stop_at(monkeypatch, 50)
+    with pytest.raises(ValueError, match=r"diverged: \w+ at step \d+;"):
+        colbert().fit(toy.pairs, **{**quick, "train": "all", "max_steps": 60, "learning_rate": 1e12, "warmup": 0})
+
+
+def test_collections_may_number_their_topics_alike(colbert, toy, quick):
+    others = pd.DataFrame({"qid": toy.topics["qid"], "query": [f"another {i}" for i in range(len(toy.topics))]})
+    with pytest.raises(ValueError, match="test_qids=False"):
+        colbert().fit(toy.pairs, test_topics=others, **quick)
+    assert len(colbert().fit(toy.pairs, test_topics=others, test_qids=False, **quick).history)
+
+
 def test_a_rate_of_zero_is_no_default(colbert, toy, quick):
     model = colbert()
     before = weights(model)
