@@ -7,9 +7,9 @@ Regime: the transformer stands still, a head of 128 dimensions is trained on its
 all weights on far more data, so this is another experiment, with the same question: does a deeper head with equal
 steps beat one matrix? Contrastive loss, two BM25 negatives a row, equal steps and batches for all.
 
-Training topics: all of hotpot100 and squad-a, half of scifact and of cranfield. A fifth of these topics chooses the
-learning rate of each variant (by loss, first seed). Tests: the other halves of scifact and cranfield, and three
-collections that no training topic or text comes from: cacm, msmarco-dl19-mini, vaswani. All documents are ranked.
+Training topics: all of hotpot100 and squad-a, half of scifact and of cranfield. A fifth of the latter two chooses the
+learning rate of each variant (first seed). Tests: the other halves of scifact and cranfield, and two collections that
+no training topic or text comes from: cacm, msmarco-dl19-mini. All documents are ranked.
 """
 
 import argparse
@@ -39,17 +39,16 @@ VARIANTS = {
     "ffn(2, rho 2)": FFN(128),
     "ffn(2, rho 0.5)": FFN(128, expansion=0.5),
     "ffn+res(2, rho 2)": FFN(128, residual="layer"),
-    "ffn+res(3, rho 2)": FFN(128, layers=3, residual="layer"),
     "ffn+skip(2, rho 2)": FFN(128, residual="skip"),
     "ffn(2, rho 2, gelu)": FFN(128, activation="gelu"),
     "ffn+res(2, rho 2, gelu)": FFN(128, activation="gelu", residual="layer"),
     "glu(rho 2, sigmoid)": GLU(128),
     "glu(rho 2, silu)": GLU(128, activation="silu"),
 }
-UNSEEN = ("cacm", "msmarco-dl19-mini", "vaswani")
+UNSEEN = ("cacm", "msmarco-dl19-mini")
 HALVED = ("scifact", "cranfield")
 RATES, SEEDS = (3e-4, 1e-3), (0, 1, 2)
-STEPS, BATCH, NEGATIVES, DOC_LENGTH, TRAIN_LENGTH = 200, 16, 2, 180, 96
+STEPS, BATCH, NEGATIVES, DOC_LENGTH, TRAIN_LENGTH = 150, 16, 2, 180, 96
 MIN_LABEL = {"cranfield": 2}  # 1 means "of minimum interest" there
 
 
@@ -116,10 +115,14 @@ def training_sets(collections: list[Collection], scratch: Path) -> tuple:
     sets, results, judged = [], [], []
     for c in collections:
         train, _ = c.halves()
-        train, valid = mv.training.split(train, 0.2, seed=0)
+        valid = train[:0]
+        if c.name in HALVED:
+            train, valid = mv.training.split(train, 0.2, seed=0)
         words = bm25(c.documents, scratch / f"{c.name}.pisa")
         label = MIN_LABEL.get(c.name, 1)
         sets.append(mv.training.groups(train, c.qrels, words, NEGATIVES, c.documents, short="drop", min_label=label))
+        if not len(valid):
+            continue
         found = (words % 30)(valid).merge(pd.DataFrame(c.documents), on="docno")
         # collections number topics alike
         results.append(found.assign(qid=c.name + " " + found["qid"], docno=c.name + " " + found["docno"]))
@@ -150,8 +153,8 @@ def train(head, rate: float, seed: int, data, valid, cache) -> tuple[mv.ColBERT,
     return colbert, value
 
 
-def run(data_folder: Path, cache_folder: Path) -> dict:
-    """All variants, seeds and collections."""
+def run(data_folder: Path, cache_folder: Path, target: Path) -> None:
+    """All variants, seeds and collections; what is known is written after each variant."""
     started = time.time()
     collections = {n: Collection(n, data_folder, cache_folder) for n in ("hotpot100", "squad-a", *HALVED, *UNSEEN)}
     tests = {n: collections[n].topics if n in UNSEEN else collections[n].halves()[1] for n in (*HALVED, *UNSEEN)}
@@ -185,11 +188,12 @@ def run(data_folder: Path, cache_folder: Path) -> dict:
         outcomes[name] = rows
         means = {n: round(float(np.mean([r["tests"][n].mean() for r in rows])), 4) for n in tests}
         print(name, chosen[name], means, f"{time.time() - started:.0f} s", flush=True)
-    return {
-        "about": about(len(data), int(valid[0]["qid"].nunique())),
-        "tests": {name: len(topics) for name, topics in tests.items()},
-        "rows": summary(outcomes, chosen),
-    }
+        found = {
+            "about": about(len(data), int(valid[0]["qid"].nunique())),
+            "tests": {test: len(topics) for test, topics in tests.items()},
+            "rows": summary(outcomes, chosen),
+        }
+        target.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def folding_error(encoder: mv.TokenEncoder) -> float | None:
@@ -270,5 +274,5 @@ if __name__ == "__main__":
     if arguments.data:
         with tempfile.TemporaryDirectory() as folder:
             cache = arguments.cache or Path(folder)
-            target.write_text(json.dumps(run(arguments.data, cache), indent=1) + "\n")
+            run(arguments.data, cache, target)
     show(json.loads(target.read_text()))
