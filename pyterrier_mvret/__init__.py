@@ -18,6 +18,8 @@ _PUBLIC = {
     "MultiVecIndex": "pyterrier_mvret.indexes.multivec",
     "TokenBatch": "pyterrier_mvret.encoders.token_batch",
     "TokenEncoder": "pyterrier_mvret.encoders.token_encoder",
+    "TopK": "pyterrier_mvret.scoring.strategies",
+    "TopP": "pyterrier_mvret.scoring.strategies",
     "datasets": "pyterrier_mvret.datasets",
     "explain": "pyterrier_mvret.explain",
     "heads": "pyterrier_mvret.encoders.heads",
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from pyterrier_mvret.encoders.token_encoder import TokenEncoder
     from pyterrier_mvret.indexes.multivec import MultiVecIndex
     from pyterrier_mvret.methods.colbert import ColBERT
+    from pyterrier_mvret.scoring.strategies import TopK, TopP
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,14 @@
 """Pure functions on arrays: how token vectors of a query and a document become one number."""
 
+from pyterrier_mvret.scoring import salience
+from pyterrier_mvret.scoring.alignment import (
+    AlignedPairs,
+    align_grid,
+    align_matrix,
+    align_packed,
+    align_stored,
+    alignment_of,
+)
 from pyterrier_mvret.scoring.maxsim import (
     EMPTY_DOCUMENT,
     MaxSim,
@@ -10,15 +19,26 @@ from pyterrier_mvret.scoring.maxsim import (
     maxsim_pairs,
 )
 from pyterrier_mvret.scoring.stored import Residual, StoredVectors
+from pyterrier_mvret.scoring.strategies import TopK, TopP, named_alignment
 
 __all__ = [
     "EMPTY_DOCUMENT",
+    "AlignedPairs",
     "MaxSim",
     "Residual",
     "StoredVectors",
+    "TopK",
+    "TopP",
+    "align_grid",
+    "align_matrix",
+    "align_packed",
+    "align_stored",
+    "alignment_of",
     "backend",
     "maxima",
     "maxsim_matrix",
     "maxsim_packed",
     "maxsim_pairs",
+    "named_alignment",
+    "salience",
 ]

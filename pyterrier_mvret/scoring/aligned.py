@@ -1,0 +1,215 @@
+"""How sparse alignments are computed: the compiled kernel's sums where they are enough, ranked similarities elsewhere.
+
+Ranked similarities of a block of documents are padded and summed up along the rank, so that every strategy is one
+entry of the same running sums.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from pyterrier_mvret.scoring import fused, maxsim
+from pyterrier_mvret.scoring.ragged import check_runs, in_blocks, padded_blocks, segment_sum
+from pyterrier_mvret.scoring.stored import StoredVectors
+from pyterrier_mvret.scoring.strategies import Strategy
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Normalizer = Literal["alignment", "query"]
+AlignOver = Literal["all", "salient"]
+
+# similarities held at once: they, and what is computed of them, stay in cache
+_ELEMENTS_AT_ONCE = 1 << 18
+_ROWS_AT_LEAST = 64
+# the k best by k searches for the best up to this k, by a sort beyond
+_SEARCHES = 16
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Strategies that are computed together, and the variants of their normaliser."""
+
+    strategies: tuple[Strategy, ...]
+    normalizer: Normalizer
+    align_over: AlignOver
+
+    def __post_init__(self) -> None:
+        if self.normalizer not in get_args(Normalizer):
+            raise ValueError(f"normalizer must be one of {get_args(Normalizer)}, got {self.normalizer!r}")
+        if self.align_over not in get_args(AlignOver):
+            raise ValueError(f"align_over must be one of {get_args(AlignOver)}, got {self.align_over!r}")
+
+    def counts(self, lengths: Ints) -> Ints:
+        """(strategies, documents): document tokens that each query token aligns with."""
+        return np.stack([strategy.counts(lengths) for strategy in self.strategies])
+
+
+class Given(NamedTuple):
+    """Checked arguments: packed queries, documents as runs of stored rows, saliences (none: ones)."""
+
+    queries: Array
+    query_offsets: Ints
+    stored: StoredVectors
+    starts: Ints
+    lengths: Ints
+    query_weights: Doubles | None
+    doc_weights: Doubles | None
+
+    @classmethod
+    def checked(
+        cls,
+        queries: Array,
+        query_offsets: Array,
+        stored: StoredVectors,
+        starts: Array,
+        ends: Array,
+        query_weights: Array | None,
+        doc_weights: Array | None,
+    ) -> "Given":
+        """Arguments in the types that are computed with; ValueError where they do not fit each other."""
+        maxsim._check_dimensions(queries, stored)
+        check_runs(starts, ends, len(stored), "a document")
+        u = None if query_weights is None else _checked_saliences(query_weights, len(queries), "query")
+        v = None if doc_weights is None else _checked_saliences(doc_weights, len(stored), "doc")
+        starts = np.asarray(starts, dtype=np.int64)
+        return cls(queries, query_offsets, stored, starts, np.asarray(ends, dtype=np.int64) - starts, u, v)
+
+    def of_queries(self, part: slice) -> "Given":
+        """The same with consecutive queries alone."""
+        offsets = self.query_offsets[part.start : part.stop + 1]
+        tokens = slice(int(offsets[0]), int(offsets[-1]))
+        u = None if self.query_weights is None else self.query_weights[tokens]
+        return self._replace(queries=self.queries[tokens], query_offsets=offsets - offsets[0], query_weights=u)
+
+    def rows(self, documents: Ints, rule: Rule) -> tuple[Ints, Ints]:
+        """Stored rows that documents may align with, padded with rows of their own, and how many are real."""
+        lengths = self.lengths[documents]
+        places = np.arange(lengths.max(initial=0))
+        rows = self.starts[documents, None] + np.minimum(places, lengths[:, None] - 1)
+        if rule.align_over == "all" or self.doc_weights is None:
+            return rows, lengths
+        salient = (places < lengths[:, None]) & (self.doc_weights[rows] > 0)
+        lengths = salient.sum(axis=1)
+        first = np.argsort(~salient, axis=1, kind="stable")[:, : max(1, lengths.max(initial=0))]
+        return np.take_along_axis(rows, first, axis=1), lengths
+
+    def masses(self, tokens: Ints, rows: Ints, rule: Rule) -> tuple[Doubles, Doubles]:
+        """Of aligned pairs: ``A_ij``, and what each adds to the normaliser."""
+        shape = np.broadcast_shapes(tokens.shape, rows.shape)
+        u = np.ones(shape) if self.query_weights is None else np.broadcast_to(self.query_weights[tokens], shape)
+        weight = u if self.doc_weights is None else u * self.doc_weights[rows]
+        return weight, weight if rule.normalizer == "alignment" else u
+
+
+def scored(given: Given, rule: Rule) -> Floats:
+    """(strategies, queries, documents) scores."""
+    documents = np.where(given.lengths > 0, np.float32(0), maxsim.EMPTY_DOCUMENT)
+    shape = (len(rule.strategies), len(given.query_offsets) - 1, len(documents))
+    scores = np.broadcast_to(documents, shape).copy()
+    remaining = np.flatnonzero(given.lengths)
+    # for one strategy without document saliences the kernel's sums do, divided by what was counted
+    if len(rule.strategies) == 1 and given.doc_weights is None:
+        counts = rule.counts(given.lengths)[0]
+        quick = counts[remaining] <= fused.MOST_K
+        _add_summed(given, counts, remaining[quick], scores[0])
+        remaining = remaining[~quick]
+    if len(remaining) and len(rule.strategies):
+        _add_ranked(given, rule, remaining, scores)
+    return scores
+
+
+def pairs_of(given: Given, rule: Rule) -> tuple[Ints, Ints, Floats, Doubles, Doubles]:
+    """Aligned pairs of the only document: both positions, similarity, ``A_ij``, and what adds to the normaliser."""
+    rows, lengths = given.rows(np.array([0]), rule)
+    count = int(rule.counts(lengths)[0, 0])
+    values, places = _best(_similarities(given, rows, lengths), count)
+    tokens, found = np.repeat(np.arange(len(given.queries)), count), rows[0][places[:, 0]].ravel()
+    return tokens, found, values.ravel(), *given.masses(tokens, found, rule)
+
+
+def _add_summed(given: Given, counts: Ints, documents: Ints, scores: Floats) -> None:
+    """Scores of documents without saliences: sums of the best similarities, divided by their number or weight."""
+    starts, lengths, u = given.starts, given.lengths, given.query_weights
+    weights = None if u is None else u.astype(np.float32)
+    masses = segment_sum((np.ones(len(given.queries)) if u is None else u)[:, None], given.query_offsets)
+    for k in np.unique(counts[documents])[::-1]:
+        # a document of fewer than k tokens gives the sum of all, so that one call serves all of a top-k
+        now = counts[documents] == np.minimum(k, lengths[documents])
+        mine, documents = documents[now], documents[~now]
+        if len(mine):
+            runs = starts[mine], starts[mine] + lengths[mine]
+            sums = maxsim._scores(given.queries, given.query_offsets, given.stored, *runs, weights, int(k))
+            scores[:, mine] = _ratio(sums, masses * counts[mine])
+
+
+def _add_ranked(given: Given, rule: Rule, documents: Ints, scores: Floats) -> None:
+    """Scores of documents from ranked similarities, in blocks of bounded memory."""
+    for queries in in_blocks(np.diff(given.query_offsets), _ELEMENTS_AT_ONCE // _ROWS_AT_LEAST):
+        part = given.of_queries(queries)
+        rows = max(_ROWS_AT_LEAST, _ELEMENTS_AT_ONCE // max(1, len(part.queries)))
+        for block in padded_blocks(given.lengths[documents], rows):
+            scores[:, queries, documents[block]] = _ranked(part, rule, documents[block])
+
+
+def _ranked(given: Given, rule: Rule, documents: Ints) -> Floats:
+    """(strategies, queries, documents of the block): running sums along the rank, read where each strategy ends."""
+    rows, lengths = given.rows(documents, rule)
+    counts = np.maximum(rule.counts(lengths), 1)
+    values, places = _best(_similarities(given, rows, lengths), int(counts.max()))
+    each = np.arange(len(documents))
+    tokens = np.arange(len(given.queries))[:, None, None]
+    weight, mass = given.masses(tokens, rows[each[:, None], places], rule)
+    aligned = np.arange(values.shape[2]) < lengths[:, None]  # the rest is padding
+    parts = np.where(aligned, values, 0) * weight
+    sums, masses = (
+        segment_sum(a.reshape(len(a), aligned.size), given.query_offsets).reshape(-1, *aligned.shape).cumsum(axis=2)
+        for a in (parts, mass * aligned)
+    )
+    at = counts.T - 1
+    return _ratio(sums[:, each[:, None], at], masses[:, each[:, None], at]).transpose(2, 0, 1)
+
+
+def _similarities(given: Given, rows: Ints, lengths: Ints) -> Floats:
+    """(query tokens, documents, padded rows); minus infinity in the padding."""
+    tokens, sizes = maxsim._as_computed(given.queries, given.stored)
+    with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+        products = tokens @ given.stored.floats(rows.ravel()).T
+    if sizes is not None:
+        products *= sizes[:, None]
+    padded = maxsim._checked_scores(products).reshape(len(tokens), *rows.shape)
+    padding = np.arange(rows.shape[1]) >= lengths[:, None]
+    if padding.any():
+        padded[:, padding] = -np.inf
+    return padded
+
+
+def _best(similarities: Floats, k: int) -> tuple[Floats, Ints]:
+    """The k largest along the last axis and their places, best first; of equal ones the first. Overwrites."""
+    if k > _SEARCHES:
+        order = np.argsort(-similarities, axis=-1, kind="stable")[..., :k]
+        return np.take_along_axis(similarities, order, axis=-1), order
+    places = np.empty((*similarities.shape[:-1], k), dtype=np.int64)
+    values = np.empty(places.shape, dtype=np.float32)
+    for rank in range(k):
+        place = similarities.argmax(axis=-1, keepdims=True)
+        places[..., rank, None], values[..., rank, None] = place, np.take_along_axis(similarities, place, axis=-1)
+        np.put_along_axis(similarities, place, -np.inf, axis=-1)
+    return values, places
+
+
+def _ratio(sums: Array, masses: Doubles) -> Array:
+    """Sums divided by masses, which are at least 0; 0 where there is no mass."""
+    return np.divide(sums, masses, out=np.zeros(np.broadcast_shapes(sums.shape, masses.shape)), where=masses > 0)
+
+
+def _checked_saliences(weights: Array, tokens: int, side: str) -> Doubles:
+    weights = np.asarray(weights, dtype=np.float64)
+    if weights.shape != (tokens,):
+        raise ValueError(f"{side}_weights must have one number a token, {tokens}, got shape {weights.shape}")
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        raise ValueError(f"{side}_weights must be finite and at least 0")
+    return weights
