@@ -57,7 +57,7 @@ class Given(NamedTuple):
     starts: Ints
     lengths: Ints
     query_weights: Doubles | None
-    doc_weights: Doubles | None
+    doc_weights: Array | None
 
     @classmethod
     def checked(
@@ -72,9 +72,11 @@ class Given(NamedTuple):
     ) -> "Given":
         """Arguments in the types that are computed with; ValueError where they do not fit each other."""
         maxsim._check_dimensions(queries, stored)
+        query_offsets = maxsim._checked_offsets(query_offsets, len(queries), "query_offsets")
         check_runs(starts, ends, len(stored), "a document")
-        u = None if query_weights is None else _checked_saliences(query_weights, len(queries), "query")
-        v = None if doc_weights is None else _checked_saliences(doc_weights, len(stored), "doc")
+        u = None if query_weights is None else _one_a_token(query_weights, len(queries), "query")
+        v = None if doc_weights is None else _one_a_token(doc_weights, len(stored), "doc")
+        u = None if u is None else _checked(u, "query")  # documents' where they are read: an index holds many more
         starts = np.asarray(starts, dtype=np.int64)
         return cls(queries, query_offsets, stored, starts, np.asarray(ends, dtype=np.int64) - starts, u, v)
 
@@ -85,24 +87,26 @@ class Given(NamedTuple):
         u = None if self.query_weights is None else self.query_weights[tokens]
         return self._replace(queries=self.queries[tokens], query_offsets=offsets - offsets[0], query_weights=u)
 
-    def rows(self, documents: Ints, rule: Rule) -> tuple[Ints, Ints]:
-        """Stored rows that documents may align with, padded with rows of their own, and how many are real."""
+    def rows(self, documents: Ints, rule: Rule) -> tuple[Ints, Ints, Doubles | None]:
+        """Stored rows that documents may align with, padded with rows of their own; how many are real; saliences."""
         lengths = self.lengths[documents]
         places = np.arange(lengths.max(initial=0))
         rows = self.starts[documents, None] + np.minimum(places, lengths[:, None] - 1)
-        if rule.align_over == "all" or self.doc_weights is None:
-            return rows, lengths
-        salient = (places < lengths[:, None]) & (self.doc_weights[rows] > 0)
+        if self.doc_weights is None:
+            return rows, lengths, None
+        v = _checked(self.doc_weights[rows], "doc")
+        if rule.align_over == "all":
+            return rows, lengths, v
+        salient = (places < lengths[:, None]) & (v > 0)
         lengths = salient.sum(axis=1)
         first = np.argsort(~salient, axis=1, kind="stable")[:, : max(1, lengths.max(initial=0))]
-        return np.take_along_axis(rows, first, axis=1), lengths
+        return np.take_along_axis(rows, first, axis=1), lengths, np.take_along_axis(v, first, axis=1)
 
-    def masses(self, tokens: Ints, rows: Ints, rule: Rule) -> tuple[Doubles, Doubles]:
-        """Of aligned pairs: ``A_ij``, and what each adds to the normaliser."""
-        shape = np.broadcast_shapes(tokens.shape, rows.shape)
-        u = np.ones(shape) if self.query_weights is None else np.broadcast_to(self.query_weights[tokens], shape)
-        weight = u if self.doc_weights is None else u * self.doc_weights[rows]
-        return weight, weight if rule.normalizer == "alignment" else u
+    def masses(self, tokens: Ints, v: Doubles, rule: Rule) -> tuple[Doubles, Doubles]:
+        """Of pairs of query tokens with document saliences: ``A_ij``, and what each adds to the normaliser."""
+        u = np.ones(1) if self.query_weights is None else self.query_weights[tokens]
+        weight = u * v
+        return weight, weight if rule.normalizer == "alignment" else np.broadcast_to(u, v.shape)
 
 
 def scored(given: Given, rule: Rule) -> Floats:
@@ -124,16 +128,19 @@ def scored(given: Given, rule: Rule) -> Floats:
 
 def pairs_of(given: Given, rule: Rule) -> tuple[Ints, Ints, Floats, Doubles, Doubles]:
     """Aligned pairs of the only document: both positions, similarity, ``A_ij``, and what adds to the normaliser."""
-    rows, lengths = given.rows(np.array([0]), rule)
+    rows, lengths, v = given.rows(np.array([0]), rule)
     count = int(rule.counts(lengths)[0, 0])
     values, places = _best(_similarities(given, rows, lengths), count)
-    tokens, found = np.repeat(np.arange(len(given.queries)), count), rows[0][places[:, 0]].ravel()
-    return tokens, found, values.ravel(), *given.masses(tokens, found, rule)
+    tokens, found = np.repeat(np.arange(len(given.queries)), count), places[:, 0].ravel()
+    masses = given.masses(tokens, np.ones(len(found)) if v is None else v[0][found], rule)
+    return tokens, rows[0][found], values.ravel(), *masses
 
 
 def _add_summed(given: Given, counts: Ints, documents: Ints, scores: Floats) -> None:
     """Scores of documents without saliences: sums of the best similarities, divided by their number or weight."""
     starts, lengths, u = given.starts, given.lengths, given.query_weights
+    if u is not None:  # scores do not depend on the size of saliences, float32 does
+        u = u / max(u.max(initial=0), np.finfo(np.float64).tiny)
     weights = None if u is None else u.astype(np.float32)
     masses = segment_sum((np.ones(len(given.queries)) if u is None else u)[:, None], given.query_offsets)
     for k in np.unique(counts[documents])[::-1]:
@@ -157,12 +164,12 @@ def _add_ranked(given: Given, rule: Rule, documents: Ints, scores: Floats) -> No
 
 def _ranked(given: Given, rule: Rule, documents: Ints) -> Floats:
     """(strategies, queries, documents of the block): running sums along the rank, read where each strategy ends."""
-    rows, lengths = given.rows(documents, rule)
+    rows, lengths, v = given.rows(documents, rule)
     counts = np.maximum(rule.counts(lengths), 1)
     values, places = _best(_similarities(given, rows, lengths), int(counts.max()))
-    each = np.arange(len(documents))
+    each = np.arange(len(documents))[:, None]
     tokens = np.arange(len(given.queries))[:, None, None]
-    weight, mass = given.masses(tokens, rows[each[:, None], places], rule)
+    weight, mass = given.masses(tokens, np.ones(places.shape) if v is None else v[each, places], rule)
     aligned = np.arange(values.shape[2]) < lengths[:, None]  # the rest is padding
     parts = np.where(aligned, values, 0) * weight
     sums, masses = (
@@ -170,14 +177,17 @@ def _ranked(given: Given, rule: Rule, documents: Ints) -> Floats:
         for a in (parts, mass * aligned)
     )
     at = counts.T - 1
-    return _ratio(sums[:, each[:, None], at], masses[:, each[:, None], at]).transpose(2, 0, 1)
+    return _ratio(sums[:, each, at], masses[:, each, at]).transpose(2, 0, 1)
 
 
 def _similarities(given: Given, rows: Ints, lengths: Ints) -> Floats:
     """(query tokens, documents, padded rows); minus infinity in the padding."""
+    import torch  # its products are faster than numpy's at these shapes
+
     tokens, sizes = maxsim._as_computed(given.queries, given.stored)
-    with np.errstate(over="ignore", invalid="ignore"):  # looked at below
-        products = tokens @ given.stored.floats(rows.ravel()).T
+    vectors = given.stored.floats(rows.ravel())
+    # torch warns of arrays it could write to and must not
+    products = (torch.from_numpy(np.require(tokens, requirements=["W"])) @ torch.from_numpy(vectors).T).numpy()
     if sizes is not None:
         products *= sizes[:, None]
     padded = maxsim._checked_scores(products).reshape(len(tokens), *rows.shape)
@@ -206,10 +216,14 @@ def _ratio(sums: Array, masses: Doubles) -> Array:
     return np.divide(sums, masses, out=np.zeros(np.broadcast_shapes(sums.shape, masses.shape)), where=masses > 0)
 
 
-def _checked_saliences(weights: Array, tokens: int, side: str) -> Doubles:
-    weights = np.asarray(weights, dtype=np.float64)
+def _one_a_token(weights: Array, tokens: int, side: str) -> Array:
+    weights = np.asarray(weights)
     if weights.shape != (tokens,):
         raise ValueError(f"{side}_weights must have one number a token, {tokens}, got shape {weights.shape}")
+    return weights
+
+
+def _checked(weights: Array, side: str) -> Doubles:
     if not (np.isfinite(weights) & (weights >= 0)).all():
         raise ValueError(f"{side}_weights must be finite and at least 0")
-    return weights
+    return weights.astype(np.float64, copy=False)

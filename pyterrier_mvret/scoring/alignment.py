@@ -138,7 +138,7 @@ def align_stored(
         ends: (documents,) integers.
         alignment: as for :func:`align_packed`.
         query_weights: (sum of query tokens,) or none.
-        doc_weights: (rows of ``stored``,) or none.
+        doc_weights: (rows of ``stored``,) or none; only those of the documents are read.
         normalizer: as for :func:`align_packed`.
         align_over: as for :func:`align_packed`.
 
@@ -171,7 +171,7 @@ def align_grid(
 ) -> Floats:
     """Scores by several strategies at once: similarities are computed and ranked once for all of them.
 
-    For choosing a strategy with a few judged queries (alignment adaptation, section 4.1 of the paper's experiments).
+    For choosing a strategy with a few judged queries, which the paper calls few-shot alignment adaptation.
 
     Args:
         query: (query tokens, dim).
@@ -280,5 +280,4 @@ def _packed(
     stored = as_stored(vectors)
     maxsim._check_dimensions(queries, stored)
     offsets = maxsim._checked_offsets(offsets, len(stored), "offsets")
-    query_offsets = maxsim._checked_offsets(query_offsets, len(queries), "query_offsets")
     return Given.checked(queries, query_offsets, stored, offsets[:-1], offsets[1:], query_weights, doc_weights)

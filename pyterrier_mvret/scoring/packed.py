@@ -79,7 +79,7 @@ def _best(
     starts, lengths = starts[filled], (ends - starts)[filled]
     behind = np.cumsum(lengths)
     rows = max(1, _at_once(device) // max(1, len(queries)))
-    tokens = torch.from_numpy(np.ascontiguousarray(queries)).to(device).T
+    tokens = torch.from_numpy(np.require(queries, requirements=["C", "W"])).to(device).T
     first, done, carry = 0, 0, None  # done: rows of the first document that were taken before
     while first < len(filled):
         # whole documents if at least one fits, else a part of one

@@ -1,4 +1,4 @@
-"""Unary salience: which tokens of a text matter (ALIGNER, Qian et al. 2022, arXiv 2211.01267, sections 3.2 and A.1).
+"""Unary salience: which tokens of a text matter (ALIGNER, Qian et al. 2022, arXiv 2211.01267, equations 3 to 5).
 
     s_i = max(W x_i + b, 0)        u_i = g_i s_i        (equation 3)
 
@@ -28,7 +28,7 @@ Gate = Literal["lp", "relu", "hard", "l1", "none"]
 def budget(share: float, lengths: Array) -> Ints:
     """Tokens for which gates open: ``ceil(share * length)``, of the decimal that the share is written as.
 
-    The paper's section 3.2 has the ceiling; its shares are 0.5 for queries and 0.4 for documents.
+    As in the paper, whose shares are 0.5 for queries and 0.4 for documents.
 
     Args:
         share: from 0 to 1.
@@ -101,7 +101,7 @@ def entropy_lp_iterative(
         init: dual variables of the upper bounds at the start: zero (the paper's) or minus the scores.
         mask: as for :func:`entropy_lp`.
         eps_start: epsilon of the first step, lowered by ``eps_decay`` at each until it is ``epsilon`` (the port's);
-            none means ``epsilon`` throughout.
+            none means ``epsilon`` throughout. Gates are read at ``epsilon``, whatever the last step's was.
         eps_decay: what epsilon is multiplied with after a step.
 
     Returns:
@@ -119,14 +119,14 @@ def entropy_lp_iterative(
     if init not in ("zero", "minus_s"):
         raise ValueError(f"init must be 'zero' or 'minus_s', got {init!r}")
     s, k, real = _prepared(scores, budget, epsilon, mask)
-    now = start = epsilon if eps_start is None else max(eps_start, epsilon)
+    start = epsilon if eps_start is None else max(eps_start, epsilon)
     b = s * 0 if init == "zero" else -s
     out = ~real & real.any(-1, keepdim=True)  # of a text without tokens nothing is left out: no sum over nothing
     for step in range(steps):
         now = max(start * eps_decay**step, epsilon)
         a = now * (k.log() - ((s + b) / now).masked_fill(out, -float("inf")).logsumexp(-1, keepdim=True))
         b = (-s - a).clamp(max=0)
-    return _as_given(((s + b + a) / now).exp() * real, scores)
+    return _as_given(((s + b + a) / epsilon).exp() * real, scores)
 
 
 def hard_gate(scores: Any, budget: Any, mask: Any = None) -> Any:
@@ -208,7 +208,7 @@ def l1_penalty(weights: Any, mask: Any = None) -> Any:
 def kept(scores: Array, share: float, offsets: Array | None = None) -> Ints:
     """Rows of the tokens that pruning keeps: ``ceil(share * tokens)`` of the highest scores, at least one of each text.
 
-    The paper keeps a share of tokens by salience (section 4.3). Saliences rise with what the head puts out, so
+    The paper keeps a share of tokens by salience (Figures 6 and 7). Saliences rise with what the head puts out, so
     ``scores`` may be its outputs before the ReLU: they rank alike, and tell tokens of salience 0 apart. How the share
     is rounded is our choice; of equal scores the first are kept. Sets of a smaller share lie in those of a larger.
 

@@ -1,4 +1,4 @@
-"""How many document tokens a query token aligns with: ALIGNER's top-k and top-p (Qian et al. 2022, section 3.1)."""
+"""How many document tokens a query token aligns with: ALIGNER's top-k and top-p (Qian et al. 2022)."""
 
 from dataclasses import dataclass
 from numbers import Integral
@@ -17,8 +17,8 @@ Ints = npt.NDArray[np.int64]
 class TopK:
     """Each query token aligns with its ``k`` most similar document tokens, or with all where there are fewer.
 
-    "Multi-Vector Retrieval as Sparse Alignment" (arXiv 2211.01267), section 3.1; ``k = 1`` is ColBERT's MaxSim. What
-    happens in documents of fewer than ``k`` tokens is our choice: the paper does not say.
+    From "Multi-Vector Retrieval as Sparse Alignment" (arXiv 2211.01267); ``k = 1`` is ColBERT's MaxSim. What happens
+    in documents of fewer than ``k`` tokens is our choice: the paper does not say.
 
     Attributes:
         k: document tokens a query token, at least 1.
@@ -53,8 +53,8 @@ class TopK:
 class TopP:
     """Each query token aligns with the share ``p`` of the document's tokens: ``max(floor(p * m), 1)`` of ``m``.
 
-    "Multi-Vector Retrieval as Sparse Alignment" (arXiv 2211.01267), section 3.1. The share counts as the decimal that
-    it is written as, so ``TopP(0.29)`` takes 29 of 100 tokens.
+    From "Multi-Vector Retrieval as Sparse Alignment" (arXiv 2211.01267). The share counts as the decimal that it is
+    written as, so ``TopP(0.29)`` takes 29 of 100 tokens.
 
     Attributes:
         p: share of the document's tokens, from 0 (one token: as ``TopK(1)``) to 1 (all).
