@@ -49,7 +49,7 @@ with tempfile.TemporaryDirectory() as folder:
     valid = (candidates(valid_topics), qrels)
     print(f"{len(data)} training rows, the first: {data[0]['query']!r} -> {data[0]['docnos']}")
 
-    common = {"test_topics": test_topics, "batch_size": 16, "resume": True}
+    common = {"test_topics": test_topics, "batch_size": 16, "evaluations": 5, "resume": True}
     head = mv.ColBERT(mv.models.MINILM, init_projection=arguments.dim)
     head.fit(data, valid, train="head", epochs=arguments.epochs, path=out / "head", **common)
     trained = {"head": head}
