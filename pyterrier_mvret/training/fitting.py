@@ -75,6 +75,8 @@ def fit(
         FileExistsError: ``path`` is there already, and ``resume`` is not set.
     """
     how = Plan.of(**plan)
+    if not (valid is None or hasattr(valid, "column_names") or (isinstance(valid, tuple) and len(valid) == 2)):
+        raise ValueError(f"valid is a pair (results, qrels) or a training set, got {type(valid).__name__}")
     if test_topics is not None:
         for seen in (data, valid[0] if isinstance(valid, tuple) else valid):
             if seen is not None:
@@ -91,7 +93,8 @@ def fit(
         valid = checked(valid, how.objective.teacher)
     _check_contrast(columns, how)
     record = {} if path is None else _record(encoder, rule, columns, valid, how)
-    run = Run(None if path is None else Path(path), resume, record)
+    # absolute: the model is opened from there on first use, and by copies in other processes
+    run = Run(None if path is None else Path(path).absolute(), resume, record)
     try:
         if run.finished:
             history = run.history()

@@ -123,6 +123,12 @@ def test_validation_results_need_their_columns(colbert, toy, quick, tmp_path, co
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("valid", [pd.DataFrame({"qid": ["1"]}), [1, 2], (1, 2, 3)], ids=str)
+def test_validation_is_a_pair_or_a_set(colbert, toy, quick, valid):
+    with pytest.raises(ValueError, match=r"valid is a pair \(results, qrels\) or a training set"):
+        colbert().fit(toy.pairs, valid, **quick)
+
+
 def test_validation_topics_need_judgements(colbert, toy, quick):
     with pytest.raises(ValueError, match="judgement"):
         colbert().fit(toy.pairs, (toy.results, toy.qrels.iloc[:0]), **quick)
