@@ -8,8 +8,9 @@ all weights on far more data, so this is another experiment, with the same quest
 steps beat one matrix? Contrastive loss, two BM25 negatives a row, equal steps and batches for all.
 
 Training topics: all of hotpot100 and squad-a, half of scifact and of cranfield. A fifth of the latter two chooses the
-learning rate of each variant (first seed). Tests: the other halves of scifact and cranfield, and two collections that
-no training topic or text comes from: cacm, msmarco-dl19-mini. All documents are ranked.
+learning rate of each variant (by nDCG@10 of BM25's 30 documents, reranked, with the first seed). Tests: the other
+halves of scifact and cranfield, and two collections that no training topic or text comes from: cacm,
+msmarco-dl19-mini. All documents are ranked.
 """
 
 import argparse

@@ -123,7 +123,8 @@ def heads() -> str:
         cells = " | ".join(f"{row[test]['mean']:.3f}" for test in tests)
         lines.append(f"| {row['head']} | {weights} | {cells} | {row['average']['mean']:.3f}{spread} | {p} |")
     about = results["about"]
-    lines.append(f"\np: paired t-test over all topics against `linear`, means of seeds. {about['training']}.")
+    test = "paired t-test over all topics against `linear`, means of seeds, not corrected for the number of heads"
+    lines.append(f"\np: {test}. {about['training']}.")
     return "\n".join(["", *lines, ""])
 
 

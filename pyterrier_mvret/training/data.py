@@ -145,7 +145,8 @@ def with_teacher(
         verbose: a progress bar over queries.
 
     Raises:
-        ValueError: the teacher left out a document or scored it with something that is no finite number.
+        ValueError: the teacher left out a document or scored it with something that is no finite number; one qid has
+            two queries, or a document of it two texts.
 
     >>> import pyterrier_mvret as mv
     >>> topics = pd.DataFrame({"qid": ["1"], "query": ["pets"]})
@@ -158,6 +159,9 @@ def with_teacher(
     """
     if normalize not in (None, "min-max"):
         raise ValueError(f"normalize is 'min-max' or None, got {normalize!r}")
+    missing = [c for c in ("qid", "docnos", "query", "positive") if c not in data.column_names]
+    if missing:
+        raise ValueError(f"a teacher scores rows with qid, docnos and texts; these lack {', '.join(missing)}")
     if "scores" in data.column_names:
         raise ValueError("these rows have a teacher's scores already")
     rows_of: dict[str, list[int]] = {}
@@ -179,9 +183,17 @@ def _taught(data: "Dataset", teacher: pt.Transformer, text_field: str) -> Iterat
     """A teacher's scores of a few rows, in the order of each row's documents."""
     rows = list(data)
     unique: dict[tuple[str, str], tuple[str, str]] = {}
+    asked: dict[str, str] = {}
     for row in rows:
+        qid, query = row["qid"], row["query"]
+        if asked.setdefault(qid, query) != query:  # two collections that number their topics alike
+            raise ValueError(
+                f"topic {qid!r} has two queries, {asked[qid]!r} and {query!r}, and a teacher tells topics by their "
+                "qid: let it score each collection before they are put together"
+            )
         for docno, text in zip(row["docnos"], _texts(row), strict=True):
-            unique[(row["qid"], docno)] = (row["query"], text)
+            if unique.setdefault((qid, docno), (query, text))[1] != text:
+                raise ValueError(f"document {docno!r} of topic {qid!r} has two texts, and a teacher gives one score")
     frame = pd.DataFrame(
         [(qid, query, docno, text) for (qid, docno), (query, text) in unique.items()],
         columns=["qid", "query", "docno", text_field],

@@ -75,6 +75,8 @@ def fit(
         FileExistsError: ``path`` is there already, and ``resume`` is not set.
     """
     how = Plan.of(**plan)
+    if not (valid is None or hasattr(valid, "column_names") or (isinstance(valid, tuple) and len(valid) == 2)):
+        raise ValueError(f"valid is a pair (results, qrels) or a training set, got {type(valid).__name__}")
     if test_topics is not None:
         for seen in (data, valid[0] if isinstance(valid, tuple) else valid):
             if seen is not None:
@@ -91,7 +93,8 @@ def fit(
         valid = checked(valid, how.objective.teacher)
     _check_contrast(columns, how)
     record = {} if path is None else _record(encoder, rule, columns, valid, how)
-    run = Run(None if path is None else Path(path), resume, record)
+    # absolute: the model is opened from there on first use, and by copies in other processes
+    run = Run(None if path is None else Path(path).absolute(), resume, record)
     try:
         if run.finished:
             history = run.history()
@@ -134,7 +137,7 @@ def _train(
         with nullcontext() if cache is None else frozen.cached_states(model, cache):
             last = run.checkpoint()
             arguments = how.trainer_arguments(
-                str(run.folder), model.device.type, _prompts(model, columns), choose, keep=run.path is not None
+                str(run.folder), model.device.type, _prompts(model, columns, valid), choose, keep=run.path is not None
             )
             if last is not None:  # evaluated at that step already
                 arguments.eval_on_start = False
@@ -160,9 +163,10 @@ def _train(
     return history
 
 
-def _prompts(model: "MultiVectorEncoder", columns: "Dataset") -> dict[str, str]:
-    """Markers and prefixes of each column's texts, as in encoding."""
-    tasks = {name: "query" if name == "query" else "document" for name in columns.column_names if name != "scores"}
+def _prompts(model: "MultiVectorEncoder", columns: "Dataset", valid: Validation | None) -> dict[str, str]:
+    """Markers and prefixes of each column's texts, as in encoding; a validation set may have more negatives."""
+    names = [*columns.column_names, *([] if valid is None or isinstance(valid, tuple) else valid.column_names)]
+    tasks = {name: "query" if name == "query" else "document" for name in names if name != "scores"}
     return {name: model.prompts.get(task) or "" for name, task in tasks.items()}
 
 
@@ -185,6 +189,11 @@ def _check_trainable(encoder: TokenEncoder) -> None:
         raise ValueError(
             f"an encoder with dtype={encoder.dtype!r}, backend={encoder.backend!r} cannot be trained: train in float32 "
             "on torch (with bf16=True where it is faster), and choose others for what was saved"
+        )
+    rounded = {str(weight.dtype) for weight in encoder.model.parameters()} - {"torch.float32"}
+    if rounded:  # a model in memory
+        raise ValueError(
+            f"a model with weights in {', '.join(sorted(rounded))} cannot be trained: make them float32 first"
         )
     if settings.pools(encoder.model, "document") or settings.pools(encoder.model, "query"):
         raise ValueError("an encoder with token_pooling cannot be trained: train without, and pool what was saved")

@@ -77,8 +77,10 @@ class Plan:
             raise ValueError(f"epochs must be more than 0, got {self.epochs}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a share of the steps, from 0 to below 1, got {self.warmup}")
-        if not self.measures:
-            raise ValueError("measures must name at least one measure")
+        if isinstance(self.measures, str) or not self.measures:
+            raise ValueError(f"measures must be a list of at least one measure, got {self.measures!r}")
+        if not isinstance(self.train, str):
+            raise ValueError(f"train must be 'head', 'last:n' or 'all', got {self.train!r}")
 
     @property
     def objective(self) -> losses.Loss:
@@ -135,7 +137,8 @@ class Plan:
                 greater_is_better=choose != "eval_loss",
                 restore_callback_states_from_checkpoint=self.early_stopping is not None,
             )
-        crossed = self.objective.teacher is None or getattr(self.objective, "in_batch", 0.0) > 0
+        in_batch = getattr(self.objective, "in_batch", None)
+        crossed = self.objective.teacher is None if in_batch is None else bool(in_batch)
         ours: dict[str, Any] = {
             "num_train_epochs": self.epochs,
             "max_steps": self.max_steps or -1,

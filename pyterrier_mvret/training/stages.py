@@ -1,7 +1,7 @@
 """Training from within a pipeline."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pandas as pd
 import pyterrier as pt
@@ -35,7 +35,7 @@ class TrainableScorer(TextScorer, pt.Estimator):
         verbose: progress bars.
         training: keywords of the model's ``fit``, and those of :func:`~pyterrier_mvret.training.groups`
             (``n``, ``depth``, ``skip``, ``pick``, ``short``, ``min_label``) for mining negatives; ``teacher=``, a
-            pipeline whose scores are distilled, for the losses that have one.
+            pipeline whose scores are distilled, for the losses that have one; it reads the same ``text_field``.
     """
 
     def __init__(
@@ -76,7 +76,8 @@ class TrainableScorer(TextScorer, pt.Estimator):
         teacher = settings.pop("teacher", None)
         if teacher is not None:
             wants = named(settings.get("loss", "contrastive")).teacher
-            data = with_teacher(data, teacher, normalize="min-max" if wants == "unit" else None, verbose=self.verbose)
+            scale: Literal["min-max"] | None = "min-max" if wants == "unit" else None
+            data = with_teacher(data, teacher, normalize=scale, text_field=self.text_field, verbose=self.verbose)
         valid = None
         if topics_or_res_va is not None and qrels_va is not None:
             valid = (self._with_text(topics_or_res_va), qrels_va)

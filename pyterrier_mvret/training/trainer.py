@@ -118,7 +118,9 @@ class Bar(TrainerCallback):
             ValueError: the loss or its gradient is no longer finite: nothing good can come of the steps that are left.
         """
         logs = logs or {}
-        lost = [name for name in ("loss", "grad_norm") if not np.isfinite(float(logs.get(name, 0.0)))]
+        # half precision's loss is scaled up until a gradient overflows; such a step is left out and the scale lowered
+        watched = ("loss",) if args.fp16 else ("loss", "grad_norm")
+        lost = [name for name in watched if not np.isfinite(float(logs.get(name, 0.0)))]
         if lost:
             raise ValueError(f"training diverged: {lost[0]} at step {state.global_step}; try a lower learning_rate")
         if self._bar is not None:

@@ -1,6 +1,8 @@
 import copy
 import pickle
 import random
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 import pyterrier_mvret as mv
-from pyterrier_mvret.training import Plan
+from pyterrier_mvret.training import Plan, trainer
 from tests.training.common import StoppedError, distance, moved, stop_at, weights
 
 unhelpful = pytest.mark.filterwarnings("ignore:training did not help")
@@ -63,8 +65,9 @@ def test_a_document_of_two_queries_does_not_meet_itself_in_a_batch(toy):
     def sampler(loss):
         return Plan(loss=loss).trainer_arguments("x", "cpu", {}, None, False).batch_sampler.value
 
-    assert {sampler(n) for n in ("contrastive", "n-way", mv.training.KL(in_batch=1.0))} == {"no_duplicates"}
-    assert {sampler(n) for n in ("kl", "margin-mse")} == {"batch_sampler"}
+    crossed = ("contrastive", mv.training.NWay(in_batch=1.0), mv.training.KL(in_batch=1.0))
+    assert {sampler(n) for n in crossed} == {"no_duplicates"}
+    assert {sampler(n) for n in ("n-way", "kl", "margin-mse")} == {"batch_sampler"}
 
 
 # ------------------------------------------------------------------ the model changes, or stays
@@ -182,6 +185,8 @@ def test_nothing_is_printed_unless_asked_for(colbert, toy, quick, capfd, tmp_pat
         ({}, {"epochs": 0}, "epochs must be more than 0"),
         ({}, {"warmup": 1}, "warmup is a share"),
         ({}, {"measures": []}, "at least one measure"),
+        ({}, {"measures": "nDCG@10"}, "must be a list"),
+        ({}, {"train": 2}, "'head', 'last:n' or 'all', got 2"),
         ({}, {"batch_size": 1}, "several queries"),
         ({}, {"mini_batch_size": 2, "loss": "n-way"}, "gradient caching"),
         ({}, {"bathc_size": 2}, "bathc_size"),
@@ -206,6 +211,12 @@ def test_another_backend_is_refused(tiny, toy, quick):
         mv.ColBERT(tiny, device="cpu", backend="openvino").fit(toy.pairs, **quick)
 
 
+def test_a_model_in_memory_is_trained_in_float32_alone(colbert, toy, quick):
+    half = copy.deepcopy(colbert().encoder.model).to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"torch\.bfloat16"):
+        mv.ColBERT(half).fit(toy.pairs, **quick)
+
+
 def test_one_query_alone_has_nothing_to_differ_from(colbert, toy, quick):
     with pytest.raises(ValueError, match="several queries"):
         colbert().fit(toy.pairs.select([0, 0, 0]), **quick)
@@ -225,6 +236,16 @@ def test_divergence_stops_the_run_where_it_is_seen(colbert, toy, quick, monkeypa
     stop_at(monkeypatch, 50)
     with pytest.raises(ValueError, match=r"diverged: \w+ at step \d+;"):
         colbert().fit(toy.pairs, **{**quick, "train": "all", "max_steps": 60, "learning_rate": 1e12, "warmup": 0})
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+def test_a_gradient_that_overflows_is_no_divergence_where_the_loss_is_scaled_for_it(fp16):
+    bar, now = trainer.Bar(verbose=False), SimpleNamespace(global_step=1)
+    told = {"loss": 1.0, "grad_norm": float("inf")}
+    with nullcontext() if fp16 else pytest.raises(ValueError, match="grad_norm at step 1"):
+        bar.on_log(SimpleNamespace(fp16=fp16), now, None, logs=told)
+    with pytest.raises(ValueError, match="loss at step 1"):
+        bar.on_log(SimpleNamespace(fp16=fp16), now, None, logs={**told, "loss": float("nan")})
 
 
 def test_collections_may_number_their_topics_alike(colbert, toy, quick):

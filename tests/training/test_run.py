@@ -70,8 +70,10 @@ def test_settings_of_the_encoder_are_saved_with_the_result(tiny, toy, quick, tmp
 
 def test_places_may_be_deep_and_relative(colbert, toy, quick, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    colbert().fit(toy.pairs, path="a/b/fitted", **quick)
+    model = colbert().fit(toy.pairs, path="a/b/fitted", **quick)
     assert moved(weights(colbert()), weights(mv.ColBERT(tmp_path / "a" / "b" / "fitted")))
+    monkeypatch.chdir(tmp_path.parent)  # before the model was opened
+    assert moved(weights(colbert()), weights(model))
 
 
 @pytest.mark.parametrize("what", ["file", "folder", "result"])

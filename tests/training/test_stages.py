@@ -151,3 +151,11 @@ def test_a_teacher_scores_what_was_mined(colbert, toy, monkeypatch, loss, unit):
         assert [np.argmax(row["scores"]) for row in data] == [np.argmax(row) for row in lengths]
     else:
         assert [row["scores"] for row in data] == lengths
+
+
+def test_the_teacher_reads_the_scorers_column(colbert, toy, monkeypatch):
+    calls = fitted_on(monkeypatch)
+    teacher = pt.apply.doc_score(lambda row: float(len(row["body"])))
+    results = toy.results.rename(columns={"text": "body"})
+    colbert().text_scorer("body", n=1, loss="kl", teacher=teacher).fit(results, toy.qrels)
+    assert [row["scores"][0] for row in calls[0][0]] == [len(row["positive"]) for row in calls[0][0]]

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_from_disk
 
 import pyterrier_mvret as mv
 from pyterrier_mvret.training.data import checked
@@ -93,6 +93,24 @@ def test_a_set_is_taught_once(toy):
         mv.training.with_teacher(toy.taught, pt.apply.doc_score(length))
     with pytest.raises(ValueError, match="min-max"):
         mv.training.with_teacher(toy.groups, pt.apply.doc_score(length), normalize="softmax")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: {"query": "another " + row["query"]}, "topic '0' has two queries, .*let it score each"),
+        (lambda row: {"positive": "another " + row["positive"]}, "document 'd0' of topic '0' has two texts"),
+    ],
+)
+def test_two_collections_that_number_alike_are_not_taught_at_once(toy, change, message):
+    both = concatenate_datasets([toy.groups, toy.groups.map(change)])
+    with pytest.raises(ValueError, match=message):
+        mv.training.with_teacher(both, pt.apply.doc_score(length))
+
+
+def test_rows_of_ones_own_need_names_of_documents_for_a_teacher(toy):
+    with pytest.raises(ValueError, match="lack docnos"):
+        mv.training.with_teacher(toy.groups.remove_columns("docnos"), pt.apply.doc_score(length))
 
 
 # ------------------------------------------------------------------ what a loss reads

@@ -1,11 +1,14 @@
 """What chooses a checkpoint: validation through PyTerrier or by a loss, early stopping, and the curves."""
 
 import numpy as np
+import pandas as pd
 import pyterrier as pt
 import pytest
+import torch
 
 import pyterrier_mvret as mv
 from pyterrier_mvret.training import trainer
+from tests import checkpoints
 from tests.training.common import distance, weights
 
 pytestmark = pytest.mark.usefixtures("no_cards")
@@ -64,6 +67,20 @@ def test_a_training_set_validates_by_its_loss(colbert, toy, quick):
 
 
 @unhelpful
+@pytest.mark.parametrize("checkpoint", [checkpoints.pylate, checkpoints.stanford])
+def test_a_validation_set_may_have_more_negatives(tmp_path, toy, quick, checkpoint):
+    """All of its documents get the marker: the first loss follows from the scorer's scores."""
+    model = mv.ColBERT(checkpoint(tmp_path / "checkpoint"), device="cpu")
+    names = ["positive", "negative_1", "negative_2", "negative_3"]
+    rows = [(row["qid"], row["query"], name, row[name]) for row in toy.groups for name in names]
+    ranked = model.text_scorer()(pd.DataFrame(rows, columns=["qid", "query", "docno", "text"]))
+    scores = ranked.pivot_table(values="score", index="qid", columns="docno")[names].to_numpy(copy=True)
+    expected = torch.nn.functional.cross_entropy(torch.from_numpy(scores), torch.zeros(10, dtype=torch.long))
+    history = model.fit(toy.groups.remove_columns(names[2:]), toy.groups, loss="n-way", **quick).history
+    assert history["valid_loss"][0] == pytest.approx(expected.item(), abs=1e-4)
+
+
+@unhelpful
 def test_early_stopping_stops(colbert, toy, quick, found):
     found(0.1, 0.2, 0.3, 0.25, 0.3, 0.9)
     settings = {**quick, "max_steps": 10, "evaluations": 5, "early_stopping": 2}
@@ -104,6 +121,12 @@ def test_validation_results_need_their_columns(colbert, toy, quick, tmp_path, co
             toy.pairs, (toy.results.drop(columns=column), toy.qrels), path=place and tmp_path / place, **quick
         )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("valid", [pd.DataFrame({"qid": ["1"]}), [1, 2], (1, 2, 3)], ids=str)
+def test_validation_is_a_pair_or_a_set(colbert, toy, quick, valid):
+    with pytest.raises(ValueError, match=r"valid is a pair \(results, qrels\) or a training set"):
+        colbert().fit(toy.pairs, valid, **quick)
 
 
 def test_validation_topics_need_judgements(colbert, toy, quick):
