@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "examples"))
 from common import bm25  # noqa: E402
 
-COLLECTIONS = ("cranfield", "squad-a", "cacm", "vaswani", "scifact")
+COLLECTIONS = ("cranfield", "squad-a", "cacm", "vaswani")
 SEEDS = (0, 1, 2)
 EPOCHS, BATCH, NEGATIVES = 6, 16, 3
 WAYS = ("untrained, 384", "untrained, 128", "trained head, 128")

@@ -63,6 +63,7 @@ def test_quoted_results_are_the_kept_ones():
     run("benchmarks/quality.py")
     run("benchmarks/projection_heads.py")
     run("benchmarks/training.py")
+    run("benchmarks/trained_head.py")
 
 
 def test_agreement_of_the_two_readings_is_as_quoted():

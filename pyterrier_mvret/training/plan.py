@@ -10,7 +10,7 @@ from pyterrier_mvret.training.state_cache import StateCache
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoderTrainingArguments
 
-# ColBERTv2 trains all weights at 1e-5; a new head on a still transformer takes more (benchmarks/NOTES.md)
+# ColBERTv2 trains all weights at 1e-5; a new head on a still transformer takes more
 _RATES = {"all": 1e-5, "last": 5e-5, "head": 1e-3}
 
 

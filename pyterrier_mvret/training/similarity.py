@@ -2,7 +2,7 @@
 
 MaxSim's gradient reaches one document token a query token, the winner of its maximum. So a matrix of scores needs no
 gradient of the whole product of tokens: winners are remembered, and the way back is a sum over them. On a CPU that is
-several times faster than automatic differentiation of the product (benchmarks/NOTES.md), whose gradient is zero nearly
+twice as fast as automatic differentiation of the product (benchmarks/training.json), whose gradient is zero nearly
 everywhere.
 """
 
