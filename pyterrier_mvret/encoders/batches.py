@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pyterrier_mvret.scoring.ragged import padded_blocks
+
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
 
@@ -37,14 +39,7 @@ def cut(lengths: npt.NDArray[np.integer[Any]], tokens: int) -> list[npt.NDArray[
     >>> [group.tolist() for group in cut(np.array([3, 9, 2, 3, 50]), 10)]
     [[4], [1], [0, 3, 2]]
     """
-    order = np.argsort(-lengths, kind="stable")
-    groups, start = [], 0
-    while start < len(order):
-        longest = max(1, int(lengths[order[start]]))
-        stop = start + max(1, tokens // longest)
-        groups.append(order[start:stop])
-        start = stop
-    return groups
+    return list(padded_blocks(np.maximum(lengths, 1), tokens))  # a text without tokens is in a batch, too
 
 
 def batches(
