@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import ir_measures
 import numpy as np
 import pandas as pd
 import pyterrier as pt
@@ -17,6 +16,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils import logging
 
 from pyterrier_mvret.training import curves
+from pyterrier_mvret.training.measures import parsed
 
 
 class PartTrainer(MultiVectorEncoderTrainer):
@@ -78,20 +78,6 @@ class RankingEvaluator(BaseEvaluator):
         ranked = self.scorer(model)(self.results)
         found = pt.Evaluate(ranked, self.qrels, metrics=self.measures)
         return {str(measure): float(found[str(measure)]) for measure in self.measures}
-
-
-def parsed(measure: Any) -> Any:
-    """A measure of ir_measures, from itself, its name (``nDCG@10``) or trec_eval's name (``ndcg_cut_10``).
-
-    Raises:
-        ValueError: no such measure.
-    """
-    if not isinstance(measure, str):
-        return measure
-    try:
-        return ir_measures.parse_measure(measure)
-    except (NameError, ValueError):
-        return next(iter(ir_measures.parse_trec_measure(measure)))
 
 
 class Bar(TrainerCallback):

@@ -8,6 +8,7 @@ import torch
 
 import pyterrier_mvret as mv
 from pyterrier_mvret.training import trainer
+from pyterrier_mvret.training.measures import parsed
 from tests import checkpoints
 from tests.training.common import distance, weights
 
@@ -30,7 +31,7 @@ def found(monkeypatch):
 
 def test_validation_measures_the_model_as_it_is(colbert, toy, quick):
     model = colbert()
-    measures = [trainer.parsed(m) for m in MEASURES]
+    measures = [parsed(m) for m in MEASURES]
     before = pt.Evaluate(model.text_scorer()(toy.results), toy.qrels, metrics=measures)
     settings = {**quick, "max_steps": 6, "evaluations": 3, "measures": MEASURES, "train": "all"}
     history = model.fit(toy.pairs, (toy.results, toy.qrels), **settings).history.set_index("step")
@@ -105,12 +106,6 @@ def test_there_are_as_many_validations_as_asked_for_or_steps(colbert, toy, quick
     assert taken[0] == 0 and taken[-1] == steps
     every = -(-steps // evaluations)
     assert taken[1:] == sorted({*range(every, steps + 1, every), steps})
-
-
-def test_measures_have_several_names():
-    assert trainer.parsed("ndcg_cut_10") == trainer.parsed("nDCG@10") == trainer.parsed(pt.measures.nDCG @ 10)
-    with pytest.raises(ValueError, match="nonsense"):
-        trainer.parsed("nonsense")
 
 
 @pytest.mark.parametrize("place", [None, "fitted"])
