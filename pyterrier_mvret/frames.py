@@ -18,11 +18,12 @@ QUERY_ENCODER = "query_encoder"  # identity of the vector space the query was en
 DOC_EMBS = "doc_embs"  # float32 (tokens, dim) array, one a document
 DOC_TOK_IDS = "doc_tok_ids"  # int32 (tokens,), row for row with doc_embs
 DOC_TOK_OFFSETS = "doc_tok_offsets"  # int32 (tokens, 2): characters [start, end) of each token in the text
+DOC_WEIGHTS = "doc_weights"  # float32 (tokens,), row for row with doc_embs; optional
 DOC_ENCODER = "doc_encoder"  # JSON text: everything that fixed the document vectors
 
 # columns that belong together: whoever replaces the vectors replaces or drops the others
 QUERY_COLUMNS = (QUERY_EMBS, QUERY_TOK_IDS, QUERY_WEIGHTS, QUERY_ENCODER)
-DOC_COLUMNS = (DOC_EMBS, DOC_TOK_IDS, DOC_TOK_OFFSETS, DOC_ENCODER)
+DOC_COLUMNS = (DOC_EMBS, DOC_TOK_IDS, DOC_TOK_OFFSETS, DOC_WEIGHTS, DOC_ENCODER)
 
 
 def is_missing(value: Any) -> bool:

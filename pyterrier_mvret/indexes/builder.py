@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pyterrier_mvret import frames
 from pyterrier_mvret.indexes import derive, docnos, quantize, residual
 from pyterrier_mvret.indexes.codecs import Codec
+from pyterrier_mvret.indexes.extras import EXTRAS, Extra
 from pyterrier_mvret.indexes.segments import ArrayWriter
 from pyterrier_mvret.scoring import StoredVectors
 
@@ -79,6 +80,7 @@ class SegmentBuilder:
         dim: dimensions, or none to take the first document's.
         store_ids: keep ``doc_tok_ids``.
         store_offsets: keep ``doc_tok_offsets``.
+        store_weights: keep ``doc_weights``; none keeps them if the first document has any.
         known: names -> whether each is already in the index, for appending.
         check_encoder: called once, with how the first document's vectors were made (or None), before it is written.
         quantized: keep codes for picking candidates; none does from :data:`QUANTIZED_FROM` vectors on.
@@ -93,6 +95,7 @@ class SegmentBuilder:
         *,
         store_ids: bool = False,
         store_offsets: bool = False,
+        store_weights: bool | None = None,
         known: Callable[[list[str]], npt.NDArray[np.bool_]] | None = None,
         check_encoder: Callable[[dict[str, Any] | None], None] | None = None,
         quantized: bool | None = None,
@@ -109,15 +112,7 @@ class SegmentBuilder:
         self._hashes: list[npt.NDArray[np.uint64]] = []
         self._writers: dict[str, ArrayWriter] = {}
         self._blob_end = 0
-        # per-token arrays that travel with the vectors: column, type and width
-        self._extras = {
-            name: spec
-            for name, keep, spec in (
-                ("token_ids", store_ids, (frames.DOC_TOK_IDS, "<i4", None)),
-                ("token_offsets", store_offsets, (frames.DOC_TOK_OFFSETS, "<i4", 2)),
-            )
-            if keep
-        }
+        self._keep = {"token_ids": store_ids, "token_offsets": store_offsets, "token_weights": store_weights}
 
     def add(self, records: Iterable[Record]) -> None:
         """Consumes the stream.
@@ -127,9 +122,12 @@ class SegmentBuilder:
         """
         block = _Block()
         for record in records:
-            name = self._name(record, first=not self.documents and not block.names)
+            first = not self.documents and not block.names
+            name = self._name(record, first)
+            if first and self._keep["token_weights"] is None:
+                self._keep["token_weights"] = not frames.is_missing(record.get(frames.DOC_WEIGHTS))
             matrix = self._matrix(record, name)
-            extras = {f: self._extra(record, name, len(matrix), column) for f, (column, _, _) in self._extras.items()}
+            extras = {field: extra.of(record, name, len(matrix)) for field, extra in self._extras}
             block.add(name, matrix, extras)
             if block.is_full():
                 self._add_block(block)
@@ -153,8 +151,9 @@ class SegmentBuilder:
                 name = names[int(np.searchsorted(np.cumsum(lengths), row, side="right"))]
                 raise ValueError(f"vectors of document {name!r} do not fit {self.codec.name}: use float32")
             self._write_rows(field, array)
-        for field, (_, dtype, columns) in self._extras.items():
-            self._write(field, dtype, columns, np.concatenate([extras[field] for extras in block.extras]))
+        for field, extra in self._extras:
+            rows = np.concatenate([extras[field] for extras in block.extras])
+            self._write(field, extra.dtype, extra.columns, rows)
         encoded = [name.encode() for name in names]
         sizes = np.array([len(e) for e in encoded], dtype=np.int64)
         self._write("docno_offsets", "<i8", None, self._running(self._blob_end, sizes, self.documents))
@@ -209,28 +208,15 @@ class SegmentBuilder:
             raise ValueError(f"document {name!r} has vectors of {matrix.shape[1]} dimensions, the index {self.dim}")
         return matrix
 
-    @staticmethod
-    def _extra(record: Record, name: str, length: int, column: str) -> npt.NDArray[np.int32]:
-        value = record.get(column)
-        if frames.is_missing(value):
-            raise ValueError(
-                f"document {name!r} has no {column} (pooled tokens have none); build the index without storing them"
-            )
-        shape = (length, 2) if column == frames.DOC_TOK_OFFSETS else (length,)
-        array = np.asarray(value)
-        if array.shape == (0,) and not length:
-            array = np.empty(shape, np.int32)
-        int32 = np.iinfo(np.int32)
-        if (
-            array.shape != shape
-            or array.dtype.kind not in "iu"
-            or (array.size and not int32.min <= array.min() <= array.max() <= int32.max)
-        ):
-            raise ValueError(
-                f"{column} of document {name!r} must be 32-bit integers of shape {shape}, "
-                f"got {array.dtype} of shape {array.shape}"
-            )
-        return array.astype(np.int32)  # a copy, as for vectors
+    @property
+    def _extras(self) -> list[tuple[str, "Extra"]]:
+        """Per-token arrays that travel with the vectors."""
+        return [(field, extra) for field, extra in EXTRAS.items() if self._keep[field]]
+
+    @property
+    def weighed(self) -> bool:
+        """Whether documents' token weights are kept."""
+        return bool(self._keep["token_weights"])
 
     def _check_new(self, names: list[str]) -> None:
         hashed = docnos.hashes(names)

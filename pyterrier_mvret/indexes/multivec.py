@@ -13,13 +13,14 @@ from pyterrier_mvret.component import Configured
 from pyterrier_mvret.indexes import segments
 from pyterrier_mvret.indexes.builder import SegmentBuilder, records_of
 from pyterrier_mvret.indexes.codecs import CODECS
+from pyterrier_mvret.indexes.extras import EXTRAS
 from pyterrier_mvret.indexes.stages import MultiVecIndexer, MultiVecRetriever, MultiVecScorer, VecLoader, scoring_of
 from pyterrier_mvret.indexes.store import Store, digest_of
-from pyterrier_mvret.scoring import MaxSim
+from pyterrier_mvret.scoring import ScoringRule
 
 Mode = Literal["create", "overwrite", "append"]
 Dtype = Literal["float32", "float16", "bfloat16", "int8", "residual1", "residual2", "residual4"]
-_VERSION = 2
+_VERSION = 3
 _KIND = ("multivec_index", "mvret")
 
 
@@ -39,6 +40,8 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
             time, from 524,288 vectors on (a segment).
         store_ids: keep each vector's token id.
         store_offsets: keep each vector's character offsets in its text.
+        store_weights: keep each vector's weight (the salience of its token); none does so where the documents bring
+            weights along.
         verbose: progress bars.
 
     Raises:
@@ -68,6 +71,7 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         quantize: bool | None = None,
         store_ids: bool = False,
         store_offsets: bool = False,
+        store_weights: bool | None = None,
         verbose: bool = False,
     ):
         super().__init__(path)
@@ -76,7 +80,7 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         if quantize is not None and not isinstance(quantize, bool | np.bool_):
             raise ValueError(f"quantize must be True, False or None, got {quantize!r}")
         self.dtype, self.quantize = dtype, quantize
-        self.store_ids, self.store_offsets = store_ids, store_offsets
+        self.store_ids, self.store_offsets, self.store_weights = store_ids, store_offsets, store_weights
         self.verbose = verbose
 
     # ------------------------------------------------------------------ verbs
@@ -186,6 +190,7 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
                 manifest["dim"],
                 store_ids=manifest["store_ids"],
                 store_offsets=manifest["store_offsets"],
+                store_weights=manifest.get("store_weights", False),
                 known=(lambda names: opened.positions(names) >= 0) if opened is not None else None,
                 check_encoder=lambda found: self._check_encoder(manifest, found),
                 quantized=manifest.get("quantize"),
@@ -195,7 +200,7 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
                 builder.add(pt.tqdm(records, desc="indexing", unit="d", disable=not self.verbose))
                 if builder.documents:
                     entry = builder.finish()
-                    manifest["dim"] = builder.dim
+                    manifest |= {"dim": builder.dim, "store_weights": builder.weighed, "version": _VERSION}
                     manifest["segments"].append({"name": segments.publish(scratch).name, **entry})
             finally:
                 builder.abort()
@@ -226,10 +231,8 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
     def index_inputs(self) -> list[list[str]]:
         """The columns that indexing needs."""
         stored = self._manifest_on_disk() if self.built() else {}
-        columns = ["docno", frames.DOC_EMBS]
-        columns += [frames.DOC_TOK_IDS] * bool(self.store_ids or stored.get("store_ids"))
-        columns += [frames.DOC_TOK_OFFSETS] * bool(self.store_offsets or stored.get("store_offsets"))
-        return [columns]
+        kept = [x.column for x in EXTRAS.values() if getattr(self, x.setting) or stored.get(x.setting)]
+        return [["docno", frames.DOC_EMBS, *kept]]
 
     def _new_manifest(self) -> dict[str, Any]:
         return {
@@ -242,6 +245,7 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
             "dim": None,
             "store_ids": self.store_ids,
             "store_offsets": self.store_offsets,
+            "store_weights": self.store_weights,
             "encoder": None,
             "segments": [],
         }
@@ -272,8 +276,9 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
             raise ValueError(f"{self.path} stores {manifest['dtype']}, and was opened with dtype={self.dtype!r}")
         if self.quantize not in (None, manifest.get("quantize")):
             raise ValueError(f"{self.path} was built with quantize={manifest.get('quantize')}, not {self.quantize}")
-        for setting in ("store_ids", "store_offsets"):
-            if getattr(self, setting) and not manifest[setting]:
+        for setting in (extra.setting for extra in EXTRAS.values()):
+            # none: as the first document will have it
+            if getattr(self, setting) and manifest.get(setting, False) is False:
                 raise ValueError(f"{self.path} was built without {setting}=True")
         return manifest
 
@@ -296,7 +301,7 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         return self.store.manifest
 
     @property
-    def scoring(self) -> MaxSim:
+    def scoring(self) -> ScoringRule:
         """The scoring rule of the model that built the index; plain MaxSim if none did."""
         return scoring_of(self.store)
 

@@ -11,7 +11,8 @@ import pyterrier as pt
 
 from pyterrier_mvret import frames
 from pyterrier_mvret.component import Component, Configured
-from pyterrier_mvret.scoring import MaxSim
+from pyterrier_mvret.indexes.extras import EXTRAS
+from pyterrier_mvret.scoring import ScoringRule, rule_of
 
 if TYPE_CHECKING:
     from pyterrier_mvret.indexes.multivec import MultiVecIndex
@@ -50,13 +51,18 @@ class _QueryStage(Component):
     source: "MultiVecIndex"
     model: Any
 
-    def _scoring(self, store: "Store") -> MaxSim:
+    def _scoring(self, store: "Store") -> ScoringRule:
         if self.model is None:
             return scoring_of(store)
-        encoder = getattr(self.model, "encoder", None)
+        scoring, encoder = getattr(self.model, "scoring", self.model), getattr(self.model, "encoder", None)
         if encoder is not None:
             store.check_space(encoder.space, "the model")
-        return getattr(self.model, "scoring", self.model)
+            if scoring.salience and encoder.has_salience and not store.manifest.get("store_weights"):
+                raise ValueError(
+                    f"{store.path} holds no weights of document tokens, and the model scores by them: build it with "
+                    "the model's own doc_encoder(), or score with salience=False"
+                )
+        return scoring
 
     def _queries(self, inp: pd.DataFrame, store: "Store") -> Iterator[tuple[Array, Array, Array | None]]:
         """Each query's row positions, vectors and token weights (or none), each checked."""
@@ -71,9 +77,9 @@ class _QueryStage(Component):
             yield rows, vectors, frames.query_weights(inp, rows, len(vectors))
 
 
-def scoring_of(store: "Store") -> MaxSim:
+def scoring_of(store: "Store") -> ScoringRule:
     """The scoring rule of the model that built an index; plain MaxSim if none did."""
-    return MaxSim(**(store.manifest["encoder"] or {}).get("scoring", {}))
+    return rule_of((store.manifest["encoder"] or {}).get("scoring", {}))
 
 
 def _checked_model(model: Any) -> Any:
@@ -129,7 +135,7 @@ class MultiVecRetriever(_QueryStage):
         firsts = np.array([rows[0] for rows, _, _ in queries])
         return frames.ranked_frame(inp.iloc[firsts], hits)
 
-    def _to_score(self, store: "Store", scoring: MaxSim) -> int | None:
+    def _to_score(self, store: "Store", scoring: ScoringRule) -> int | None:
         """Documents to be scored exactly; none for all.
 
         Raises:
@@ -148,14 +154,14 @@ class MultiVecRetriever(_QueryStage):
         return self.candidates
 
     def _rescored(
-        self, query: Array, weights: Array | None, candidates: int, scoring: MaxSim, store: "Store"
+        self, query: Array, weights: Array | None, candidates: int, scoring: ScoringRule, store: "Store"
     ) -> tuple[Sequence[str], Array]:
         """The best of the documents that look best by their codes, scored exactly."""
         positions = store.candidates(query, weights, candidates)
         scores = store.score(scoring, query, positions, weights, self.device)
         return self._ranked(*self._keep(scores, positions), store)
 
-    def _search(self, batch: list[Any], scoring: MaxSim, store: "Store") -> list[tuple[Sequence[str], Array]]:
+    def _search(self, batch: list[Any], scoring: ScoringRule, store: "Store") -> list[tuple[Sequence[str], Array]]:
         """The best documents of each query; one pass over the index serves them all."""
         vectors = np.concatenate([v for _, v, _ in batch])
         offsets = np.concatenate([[0], np.cumsum([len(v) for _, v, _ in batch])])
@@ -225,18 +231,17 @@ class VecLoader(Component):
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Frames with ``docno`` -> the same with ``doc_embs``."""
         pt.validate.columns(inp, includes=["docno"], context=self)
-        arrays = {frames.DOC_TOK_IDS: "token_ids", frames.DOC_TOK_OFFSETS: "token_offsets"}
         if not len(inp):
-            columns = [frames.DOC_EMBS, *(c for c in arrays if c in self.source.index_inputs()[0])]
+            columns = self.source.index_inputs()[0][1:]
             nothing = {column: frames.object_column([], inp.index) for column in columns}
             nothing[frames.DOC_ENCODER] = pd.Series([], index=inp.index, dtype="str")
             return frames.replaced(inp, frames.DOC_COLUMNS, **nothing)
         store = self.source.store
         positions = store.known(inp["docno"].tolist())
         packed = {frames.DOC_EMBS: store.gather(positions)}
-        for column, array in arrays.items():
-            if store.manifest[f"store_{array.removeprefix('token_')}"]:
-                packed[column] = store.gather_array(positions, array)
+        for field, extra in EXTRAS.items():
+            if store.manifest.get(extra.setting):
+                packed[extra.column] = store.gather_array(positions, field)
         loaded: dict[str, Any] = {
             # copies: one document that is kept must not keep all of them in memory
             name: frames.object_column((p[o[i] : o[i + 1]].copy() for i in range(len(inp))), inp.index)

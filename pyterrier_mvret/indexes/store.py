@@ -11,14 +11,15 @@ from pyterrier_mvret.frames import first_no_text
 from pyterrier_mvret.indexes import quantize, residual
 from pyterrier_mvret.indexes.codecs import CODECS, Codec
 from pyterrier_mvret.indexes.docnos import FIELDS, DocnoTable, hash_probe, hashes, lookup_arrays
+from pyterrier_mvret.indexes.extras import EXTRAS
 from pyterrier_mvret.indexes.segments import DamagedIndexError, check_digest, open_array
-from pyterrier_mvret.scoring import MaxSim
+from pyterrier_mvret.scoring import MaxSim, ScoringRule
 from pyterrier_mvret.scoring.ragged import ragged_rows
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 # arrays with a row a token are read by parts; of the others, up to this size (8 million documents) all is checked
-_A_TOKEN = ("vectors", "scales", "token_ids", "token_offsets", "centroid_ids", "pq_codes")
+_A_TOKEN = ("vectors", "scales", *EXTRAS, "centroid_ids", "pq_codes")
 _READ_WHOLE = 1 << 26
 
 
@@ -33,7 +34,7 @@ class Segment:
             raise DamagedIndexError(f"the manifest does not say whether vectors of {folder} have length one")
         self.unit = bool(entry.get("unit", False))
         self.all_filled = not entry["empty"]
-        a_row = [name for name in (*codec.fields, "pq_codes") if name in self.arrays]
+        a_row = [name for name in (*codec.fields, *EXTRAS, "pq_codes") if name in self.arrays]
         types = {**FIELDS, **codec.fields, **(residual.FIELDS if codec.bits else {})}
         types |= quantize.FIELDS if "pq_codes" in self.arrays else {}
         for name, dtype in types.items():
@@ -53,6 +54,7 @@ class Segment:
             tables |= lookup_arrays(hashes(DocnoTable(tables).names(positions)))
         self.docnos = DocnoTable(tables)
         self.stored = codec.stored(self.arrays, self.unit)
+        self.weights = self.arrays.get("token_weights")
         self._codes = self.arrays.get("pq_codes")
         self._quantizer = quantize.quantizer_of(self.arrays) if self._codes is not None else None
 
@@ -65,7 +67,7 @@ class Segment:
 
     def score(
         self,
-        rule: MaxSim,
+        rule: ScoringRule,
         queries: Floats,
         query_offsets: Ints,
         documents: Any,
@@ -73,8 +75,10 @@ class Segment:
         device: str | None = None,
     ) -> Floats:
         """Scores of packed queries with documents of this segment (positions or a slice): (queries, documents)."""
-        starts, ends = self.offsets[:-1][documents], self.offsets[1:][documents]
-        return rule.stored(queries, query_offsets, self.stored, starts, ends, weights, device)
+        runs = self.offsets[:-1][documents], self.offsets[1:][documents]
+        if isinstance(rule, MaxSim) or self.weights is None:
+            return rule.stored(queries, query_offsets, self.stored, *runs, weights, device)
+        return rule.stored(queries, query_offsets, self.stored, *runs, weights, device, self.weights)
 
     @property
     def quantized(self) -> bool:
@@ -191,7 +195,7 @@ class Store:
         return packed, offsets
 
     def score(
-        self, rule: MaxSim, query: Floats, positions: Ints, weights: Any = None, device: str | None = None
+        self, rule: ScoringRule, query: Floats, positions: Ints, weights: Any = None, device: str | None = None
     ) -> Floats:
         """Scores of one query with documents at positions."""
         scores = np.empty(len(positions), dtype=np.float32)
@@ -205,7 +209,7 @@ class Store:
         """Documents that can be picked by codes."""
         return sum(len(segment) for segment in self.segments if segment.quantized)
 
-    def takes_products(self, rule: MaxSim) -> bool:
+    def takes_products(self, rule: ScoringRule) -> bool:
         """Whether a rule ranks documents as inner products do, which codes approximate."""
         unit = all(segment.unit for segment in self.segments)
         return rule.similarity == "cosine" or (rule.similarity == "l2" and unit)
@@ -218,7 +222,7 @@ class Store:
         return np.sort(best[scores[best] > -np.inf]).astype(np.int64)
 
     def scan(
-        self, rule: MaxSim, queries: Floats, query_offsets: Ints, weights: Any, documents: int, device: str | None
+        self, rule: ScoringRule, queries: Floats, query_offsets: Ints, weights: Any, documents: int, device: str | None
     ) -> Iterator[tuple[Ints, Floats]]:
         """Scores of packed queries with all documents that have vectors, in blocks of so many: positions, scores."""
         for start, segment in zip(self.starts, self.segments, strict=False):

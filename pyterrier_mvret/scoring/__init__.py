@@ -2,7 +2,6 @@
 
 from pyterrier_mvret.scoring import salience
 from pyterrier_mvret.scoring.alignment import (
-    AlignedPairs,
     align_grid,
     align_matrix,
     align_packed,
@@ -18,14 +17,18 @@ from pyterrier_mvret.scoring.maxsim import (
     maxsim_packed,
     maxsim_pairs,
 )
+from pyterrier_mvret.scoring.pairs import AlignedPairs
+from pyterrier_mvret.scoring.rules import Alignment, ScoringRule, rule_of
 from pyterrier_mvret.scoring.stored import Residual, StoredVectors
 from pyterrier_mvret.scoring.strategies import TopK, TopP, named_alignment
 
 __all__ = [
     "EMPTY_DOCUMENT",
     "AlignedPairs",
+    "Alignment",
     "MaxSim",
     "Residual",
+    "ScoringRule",
     "StoredVectors",
     "TopK",
     "TopP",
@@ -40,5 +43,6 @@ __all__ = [
     "maxsim_packed",
     "maxsim_pairs",
     "named_alignment",
+    "rule_of",
     "salience",
 ]

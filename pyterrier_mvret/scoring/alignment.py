@@ -9,13 +9,14 @@ position is taken; a score is 0 where ``Z`` is; and the variants ``normalizer="q
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pyterrier_mvret.scoring import maxsim
 from pyterrier_mvret.scoring.aligned import AlignOver, Given, Normalizer, Rule, pairs_of, scored
+from pyterrier_mvret.scoring.pairs import AlignedPairs
 from pyterrier_mvret.scoring.stored import StoredVectors, as_stored
 from pyterrier_mvret.scoring.strategies import Strategy, named_alignment
 
@@ -200,30 +201,6 @@ def align_grid(
     query = np.asarray(query)
     one = np.array([0, len(query)])
     return scored(_packed(query, one, vectors, offsets, query_weights, doc_weights), rule)[:, 0]
-
-
-class AlignedPairs(NamedTuple):
-    """What a score is made of: aligned pairs of tokens, by query token, the best document token first.
-
-    Attributes:
-        query: (pairs,) positions of query tokens.
-        document: (pairs,) positions of document tokens.
-        similarity: (pairs,) float32 similarities ``S_ij``.
-        weight: (pairs,) ``A_ij``, the product of both saliences; 0 where one of them is.
-        contribution: (pairs,) what each adds to the score, ``A_ij S_ij / Z``; they sum to it.
-    """
-
-    query: Ints
-    document: Ints
-    similarity: Floats
-    weight: Doubles
-    contribution: Doubles
-
-    @property
-    def share(self) -> Doubles:
-        """(pairs,) contributions as parts of the score: they sum to 1; zeros where the score is 0."""
-        score = self.contribution.sum()
-        return self.contribution / score if score else np.zeros_like(self.contribution)
 
 
 def alignment_of(

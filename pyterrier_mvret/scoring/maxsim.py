@@ -7,12 +7,13 @@ No document is padded, so none can change another's score, and a best similarity
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pyterrier_mvret.scoring import fused, packed
+from pyterrier_mvret.scoring.pairs import AlignedPairs
 from pyterrier_mvret.scoring.ragged import check_runs, in_blocks, ragged_rows, segment_sum
 from pyterrier_mvret.scoring.stored import StoredVectors, as_stored, rounded
 
@@ -232,6 +233,8 @@ class MaxSim:
 
     similarity: Literal["cosine", "l2"] = "cosine"
     normalize: Literal["query"] | None = None
+    #: document tokens have no weights here
+    salience: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.similarity not in ("cosine", "l2"):
@@ -320,16 +323,23 @@ class MaxSim:
         sums[:, empty] = EMPTY_DOCUMENT
         return sums
 
-    def alignment(self, query: Array, document: Array) -> tuple[npt.NDArray[np.intp], Floats, Floats]:
-        """For each query token the document token it takes, their inner product, and what it adds to the score."""
+    def pairs(
+        self, query: Array, document: Array, weights: Array | None = None, doc_weights: Array | None = None
+    ) -> AlignedPairs:
+        """The document token that each query token takes; similarities are inner products, contributions scores."""
         products = np.asarray(query, np.float32) @ np.asarray(document, np.float32).T
         values = products
         if self.similarity == "l2":
             values = 2 * products - _squared_norms(document) - _squared_norms(query)[:, None]
         best = values.argmax(axis=1)
         rows = np.arange(len(best))
+        u = np.ones(len(best)) if weights is None else np.asarray(weights, np.float64)
         share = len(query) if self.normalize == "query" else 1
-        return best, products[rows, best], values[rows, best] / np.float32(share)
+        return AlignedPairs(rows, best, products[rows, best], u, u * values[rows, best] / share)
+
+    def describe(self) -> dict[str, Any]:
+        """The rule as plain data, for :func:`rule_of`."""
+        return dict(vars(self))
 
 
 def _squared_norms(rows: Array) -> Floats:

@@ -47,7 +47,7 @@ def test_damaged_and_foreign_manifests(path):
         len(mv.MultiVecIndex(path))
     changes = [
         ({"type": "dense_index", "format": "flex"}, "holds a dense_index.flex, not a multivec_index.mvret"),
-        ({"version": 99}, "format version 99; this release reads up to 2"),
+        ({"version": 99}, "format version 99; this release reads up to 3"),
     ]
     for change, message in changes:
         manifest.write_text(json.dumps({**json.loads(content), **change}))
