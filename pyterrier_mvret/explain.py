@@ -6,35 +6,47 @@ import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
+    from pyterrier_mvret.encoders.pruning import Pruning
+    from pyterrier_mvret.encoders.token_batch import TokenBatch
     from pyterrier_mvret.encoders.token_encoder import TokenEncoder
-    from pyterrier_mvret.scoring import MaxSim
+    from pyterrier_mvret.scoring import ScoringRule
 
 
-def alignment(encoder: "TokenEncoder", scoring: "MaxSim", query: str, text: str) -> pd.DataFrame:
-    """The document token that each query token takes, as one row a query token; see ``ColBERT.explain``.
+def alignment(
+    encoder: "TokenEncoder", scoring: "ScoringRule", query: str, text: str, pruning: "Pruning | None" = None
+) -> pd.DataFrame:
+    """The document tokens that each query token takes, as one row a pair; see ``explain`` of a model.
 
     Raises:
         ValueError: a document without vectors has nothing to align with.
     """
-    q, d = encoder.encode_queries([query]), encoder.encode_docs([text])
+    q, d = _sides(encoder, query, text, pruning)
     if not len(d.vectors):
         raise ValueError("the text has no scored token: nothing to align with")
-    best, top, contribution = scoring.alignment(q.vectors, d.vectors)
+    pairs = scoring.pairs(q.vectors, d.vectors, *((q.weights, d.weights) if scoring.salience else ()))
     frame = pd.DataFrame(
         {
-            "query_token": _tokens(encoder, q.token_ids, len(top)),
-            "doc_token": np.array(_tokens(encoder, d.token_ids, len(d.vectors)), dtype=object)[best],
-            "similarity": top,
-            "weight": np.ones(len(top), np.float32),
-            "contribution": contribution,
-            "query_position": np.arange(len(top)),
-            "doc_position": best,
+            "query_token": np.array(_tokens(encoder, q.token_ids, len(q.vectors)), dtype=object)[pairs.query],
+            "doc_token": np.array(_tokens(encoder, d.token_ids, len(d.vectors)), dtype=object)[pairs.document],
+            "similarity": pairs.similarity,
+            "weight": pairs.weight,
+            "contribution": pairs.contribution,
+            "query_position": pairs.query,
+            "doc_position": pairs.document,
         }
     )
-    for side, spans, rows in (("query", q.spans, slice(None)), ("doc", d.spans, best)):
-        places = np.zeros((len(top), 2), np.int32) if spans is None else spans[rows]
+    for side, batch, rows in (("query", q, pairs.query), ("doc", d, pairs.document)):
+        places = np.zeros((len(rows), 2), np.int32) if batch.spans is None else batch.spans[rows]
         frame[f"{side}_start"], frame[f"{side}_end"] = places[:, 0], places[:, 1]
+        if scoring.salience and batch.weights is not None:
+            frame[f"{side}_salience"] = batch.weights[rows]
     return frame
+
+
+def _sides(encoder: "TokenEncoder", query: str, text: str, pruning: "Pruning | None") -> "list[TokenBatch]":
+    if pruning is None:
+        return [encoder.encode_queries([query]), encoder.encode_docs([text])]
+    return [pruning.encoded(encoder, [query], "query", False), pruning.encoded(encoder, [text], "document", False)]
 
 
 def _tokens(encoder: "TokenEncoder", token_ids: Any, n: int) -> list[str]:

@@ -156,8 +156,10 @@ def test_2_empty_in_same_columns_out_nothing_loaded(case):
     assert list(empty.columns) == list(stage(frame).columns)
     assert len(empty) == 0
     fresh = copy.copy(stage)
-    if hasattr(fresh, "encoder"):
+    if "encoder" in vars(fresh):
         fresh.encoder = mv.TokenEncoder("no/such/model")
+    if isinstance(getattr(fresh, "model", None), mv.ColBERT):
+        fresh.model = mv.ColBERT("no/such/model")
     if hasattr(fresh, "source"):
         fresh.source = mv.MultiVecIndex("/no/such/index.mv", store_ids=True, store_offsets=True)
     assert list(fresh(frame.iloc[:0]).columns) == list(empty.columns)

@@ -26,7 +26,9 @@ Layout = Literal["native", "pylate", "stanford", "sentence", "transformer"]
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _METADATA = "artifact.metadata"
-_OWN = "pyterrier_mvret.encoders.projection.Projection"  # the one module of this package that checkpoints name
+# the modules of this package that checkpoints name
+_OWN = "pyterrier_mvret.encoders.projection.Projection"
+SALIENCE = "pyterrier_mvret.encoders.salience_heads.SalienceHeads"
 _PROJECTION = "linear.weight"  # where Stanford checkpoints keep the projection, beside the backbone's weights
 
 
@@ -82,7 +84,7 @@ def detect(folder: Path) -> Layout:
         return "native"
     if model_type in ("SparseEncoder", "CrossEncoder") or kinds & {"SpladePooling", "MLMTransformer", "LogitScore"}:
         raise ValueError(f"{folder} holds a {model_type or 'sparse encoder'}, which has no token vectors to score")
-    own = any(m["type"] == _OWN for m in modules)
+    own = any(m["type"] in (_OWN, SALIENCE) for m in modules)
     if own and "Pooling" not in kinds and model_type != "ColBERT":
         return "native"  # nothing else writes this module, whatever became of the file that says so
     has_dense = (own or "Dense" in kinds) and "Pooling" not in kinds
@@ -180,17 +182,24 @@ def open_checkpoint(
 
 
 def _load(folder: Path, **arguments: Any) -> "MultiVectorEncoder":
-    """Hands sentence-transformers this package's own module, if named there: it takes every other one for foreign code.
+    """Hands sentence-transformers this package's own modules, if named there: it takes all others for foreign code.
 
     Its loader for such classes is private, so it is used where there is no other way and not elsewhere.
     """
     from sentence_transformers import MultiVectorEncoder
 
-    if not any(m["type"] == _OWN for m in read_json(folder / "modules.json")):
+    if not any(names_module(folder, own) for own in (_OWN, SALIENCE)):
         return MultiVectorEncoder(str(folder), **arguments)
     from pyterrier_mvret.encoders.projection import Projection
+    from pyterrier_mvret.encoders.salience_heads import SalienceHeads
 
-    return MultiVectorEncoder._load_with_module_classes(str(folder), {_OWN: Projection}, **arguments)
+    own = {_OWN: Projection, SALIENCE: SalienceHeads}
+    return MultiVectorEncoder._load_with_module_classes(str(folder), own, **arguments)
+
+
+def names_module(folder: Path, module: str) -> bool:
+    """Whether a checkpoint says that a module is part of it."""
+    return any(m["type"] == module for m in read_json(folder / "modules.json"))
 
 
 @contextmanager

@@ -121,9 +121,12 @@ def hidden_form(module: Any) -> str:
     from sentence_transformers.base.modules import Dense
 
     from pyterrier_mvret.encoders.projection import Projection
+    from pyterrier_mvret.encoders.salience_heads import SalienceHeads
 
     if isinstance(module, Projection):
         return _kind(module)
+    if isinstance(module, SalienceHeads):  # no vector, but the weights that go with it
+        return repr(sorted(module.get_config_dict().items()))
     if not isinstance(module, Dense):
         return ""
     activation = "" if _is_linear(module) else type(module.activation_function).__name__

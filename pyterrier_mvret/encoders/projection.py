@@ -7,12 +7,13 @@ another. Its full name is written into checkpoints: moving it would make them un
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
-from sentence_transformers.base.modules import Dense, Module
+from sentence_transformers.base.modules import Dense
 from torch import Tensor, nn
+
+from pyterrier_mvret.encoders.own_module import OwnModule
 
 _STATES = "token_embeddings"
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -24,7 +25,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-class Projection(Module):
+class Projection(OwnModule):
     """A gated head or one with a skip connection, over token vectors; no biases.
 
     ``"glu"``: ``z = W_o (act(W_g h) * (W_v h))``; ``"ffn+skip"``: ``z = FFN(h) + s R h`` with a learned scalar ``s``
@@ -105,37 +106,6 @@ class Projection(Module):
     def get_embedding_dimension(self) -> int:
         """Dimensions of a token vector."""
         return self.out_features
-
-    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Writes ``config.json`` (form and sizes) and the weights."""
-        self.save_config(output_path)
-        self.save_torch_weights(output_path, safe_serialization=safe_serialization)
-
-    @classmethod
-    def load(
-        cls,
-        model_name_or_path: str,
-        subfolder: str = "",
-        token: bool | str | None = None,
-        cache_folder: str | None = None,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        init_defaults: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Reads what :meth:`save` wrote.
-
-        Raises:
-            ValueError: settings are missing, or there are some that this version does not know.
-        """
-        where: dict[str, Any] = {"subfolder": subfolder, "token": token, "cache_folder": cache_folder}
-        where |= {"revision": revision, "local_files_only": local_files_only}
-        config = cls.load_config(model_name_or_path, **where)
-        strange = sorted(set(config) ^ set(cls.config_keys))
-        if strange:
-            file = Path(model_name_or_path, subfolder, cls.config_file_name)
-            raise ValueError(f"{file} is not of a projection: missing or unknown: {', '.join(strange)}")
-        return cls.load_torch_weights(model_name_or_path, model=cls(**config), **where)
 
 
 def dense(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyterrier_mvret.encoders.folding import hidden_form
+from pyterrier_mvret.encoders.salience import heads_of
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,8 @@ def apply(settings: "TokenEncoder", model: "MultiVectorEncoder", layout: str) ->
     if mask is not None and settings.skiplist is not None:
         mask.skiplist_words = list(string.punctuation if settings.skiplist == "punctuation" else settings.skiplist)
         mask.resolve_with_tokenizer(model.tokenizer)
+    if heads_of(model) is not None and (settings.normalize is not None or settings.token_pooling is not None):
+        raise ValueError("normalize and token_pooling would change the vectors that salience heads were trained on")
     if settings.normalize is True and not normalizes(model):
         model.append(Normalize(module_input_name="token_embeddings"))
     elif settings.normalize is False:
@@ -97,7 +100,7 @@ def _register_marker(tokenizer: Any, prefix: str) -> None:
 def describe(model: "MultiVectorEncoder") -> dict[str, Any]:
     """The settings of a model as plain data; ``document`` holds those that documents of one index must share."""
     transformer: Any = model[0]
-    mask = _mask(model)
+    mask, heads = _mask(model), heads_of(model)
     return {
         "query_prefix": model.prompts.get("query") or "",
         "query_length": transformer.query_length,
@@ -107,6 +110,7 @@ def describe(model: "MultiVectorEncoder") -> dict[str, Any]:
             "length": transformer.document_length or transformer.max_seq_length,
             "skiplist": sorted(mask.skiplist_words) if mask else [],
             "pooling": [repr(m.get_config_dict()) for m in _poolings(model)],
+            **({} if heads is None else {"salience": heads.get_config_dict()}),
         },
         "normalize": normalizes(model),
     }

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyterrier as pt
 
 from pyterrier_mvret.component import Configured
-from pyterrier_mvret.encoders import batches, checkpoints, heads, models, onednn, openvino, settings
+from pyterrier_mvret.encoders import batches, checkpoints, heads, models, onednn, openvino, salience, settings
 from pyterrier_mvret.encoders.token_batch import TokenBatch
 
 if TYPE_CHECKING:
@@ -222,6 +222,14 @@ class TokenEncoder(Configured):
     def dim(self) -> int:
         """Dimensions of a token vector."""
         return int(self.model.get_embedding_dimension() or 0)
+
+    @property
+    def has_salience(self) -> bool:
+        """Whether the model has salience heads; read from the checkpoint's list of modules where it is not open."""
+        if not isinstance(self.name, str):
+            return salience.heads_of(self.name) is not None
+        folder = checkpoints.local_folder(self.name, self.revision, self.cache_folder, self.trust_remote_code)
+        return checkpoints.names_module(folder, checkpoints.SALIENCE)
 
     @property
     def space(self) -> str:

@@ -1,5 +1,6 @@
 """Training: sets from frames, losses as settings, and ``model.fit`` on sentence-transformers' trainer."""
 
+from pyterrier_mvret.training.adaptation import GRID, Adaptation, choose
 from pyterrier_mvret.training.curves import plot
 from pyterrier_mvret.training.data import groups, pairs, with_teacher
 from pyterrier_mvret.training.fitting import fit
@@ -9,12 +10,15 @@ from pyterrier_mvret.training.splits import refuse_test_topics, split
 from pyterrier_mvret.training.state_cache import StateCache
 
 __all__ = [
+    "GRID",
     "KL",
+    "Adaptation",
     "Contrastive",
     "MarginMSE",
     "NWay",
     "Plan",
     "StateCache",
+    "choose",
     "fit",
     "groups",
     "pairs",

@@ -6,15 +6,17 @@ import json
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 import pandas as pd
 import pyterrier as pt
 
-from pyterrier_mvret.encoders import settings
+from pyterrier_mvret.encoders import salience, settings
 from pyterrier_mvret.encoders.stages import TextScorer
 from pyterrier_mvret.encoders.token_encoder import TokenEncoder
+from pyterrier_mvret.scoring import MaxSim, ScoringRule
 from pyterrier_mvret.training import curves
 from pyterrier_mvret.training.data import checked
 from pyterrier_mvret.training.plan import Plan
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from sentence_transformers import MultiVectorEncoder
 
-    from pyterrier_mvret.scoring import MaxSim
 
 # (results, qrels) of validation topics, or a training set whose loss is taken
 Validation = Union[tuple[pd.DataFrame, pd.DataFrame], "Dataset"]
@@ -33,7 +34,7 @@ Validation = Union[tuple[pd.DataFrame, pd.DataFrame], "Dataset"]
 
 def fit(
     encoder: TokenEncoder,
-    rule: "MaxSim",
+    rule: ScoringRule,
     data: "Dataset",
     valid: Validation | None = None,
     *,
@@ -42,6 +43,7 @@ def fit(
     test_topics: pd.DataFrame | None = None,
     test_qids: bool = True,
     verbose: bool = True,
+    prepare: "Callable[[MultiVectorEncoder], None] | None" = None,
     finish: Callable[[Path], None] | None = None,
     **plan: Any,
 ) -> pd.DataFrame:
@@ -62,6 +64,7 @@ def fit(
         test_topics: topics that must be neither trained nor validated on, by their text and their qid.
         test_qids: False compares texts alone, for data from collections that number their topics alike.
         verbose: a progress bar with the last loss and measures.
+        prepare: changes the copy before it is trained (gives it salience heads, say); a value whose ``repr`` says how.
         finish: writes what else belongs to a model into its folder, before the folder appears.
         **plan: the settings of :class:`~pyterrier_mvret.training.plan.Plan`.
 
@@ -93,6 +96,8 @@ def fit(
         valid = checked(valid, how.objective.teacher)
     _check_contrast(columns, how)
     record = {} if path is None else _record(encoder, rule, columns, valid, how)
+    if prepare is not None:
+        record["prepare"] = repr(prepare)
     # absolute: the model is opened from there on first use, and by copies in other processes
     run = Run(None if path is None else Path(path).absolute(), resume, record)
     try:
@@ -100,6 +105,8 @@ def fit(
             history = run.history()
         else:
             model = copy.deepcopy(encoder.model)
+            if prepare is not None:
+                prepare(model)
             history = _train(model, rule, columns, valid, how, run, verbose)
             trained = TokenEncoder(model)
             if run.path is not None:
@@ -112,7 +119,7 @@ def fit(
 
 def _train(
     model: "MultiVectorEncoder",
-    rule: "MaxSim",
+    rule: ScoringRule,
     columns: "Dataset",
     valid: Validation | None,
     how: Plan,
@@ -122,7 +129,7 @@ def _train(
     """Trains the model where it is, and returns the curves."""
     from transformers import EarlyStoppingCallback
 
-    from pyterrier_mvret.training import frozen, similarity, trainer
+    from pyterrier_mvret.training import frozen, trainer
 
     choose = evaluator = None
     if isinstance(valid, tuple):
@@ -131,9 +138,9 @@ def _train(
         choose = f"eval_{evaluator.primary_metric}"
     elif valid is not None:
         choose = "eval_loss"
-    scores = similarity.MaxSimSimilarity(rule, unit=settings.normalizes(model))
+    scores, carrying = _scores(rule, model)
     with trainer.own_randomness(model.device), _part(model, how.train) as still:
-        cache = how.cache if how.train == "head" else None
+        cache = how.cache if how.train in ("head", "salience") else None
         with nullcontext() if cache is None else frozen.cached_states(model, cache):
             last = run.checkpoint()
             arguments = how.trainer_arguments(
@@ -146,10 +153,10 @@ def _train(
                 args=arguments,
                 train_dataset=columns,
                 eval_dataset=None if isinstance(valid, tuple) else valid,
-                loss=how.objective.build(model, scores, how.mini_batch_size),
+                loss=_loss(model, scores, how),
                 evaluator=evaluator,
             )
-            runner.still = still
+            runner.still, runner.carrying = still, carrying
             if how.early_stopping is not None:
                 runner.add_callback(EarlyStoppingCallback(how.early_stopping))
             with trainer.one_bar(runner, verbose):
@@ -161,6 +168,32 @@ def _train(
     if choose is not None:
         _warn_if_untrained_was_best(history, "valid_loss" if choose == "eval_loss" else choose.removeprefix("eval_"))
     return history
+
+
+def _scores(rule: ScoringRule, model: "MultiVectorEncoder") -> tuple[Any, Any]:
+    """The rule as losses see it, and what is to surround each pass so that they see saliences, too."""
+    if isinstance(rule, MaxSim):
+        from pyterrier_mvret.training.similarity import MaxSimSimilarity
+
+        return MaxSimSimilarity(rule, unit=settings.normalizes(model)), nullcontext
+    from pyterrier_mvret.training.alignment import AlignmentSimilarity
+
+    weighed = rule.salience and salience.heads_of(model) is not None
+    scores = AlignmentSimilarity(rule.strategy, rule.normalizer, rule.align_over, weighed)
+    return scores, partial(salience.carried, model) if weighed else nullcontext
+
+
+def _loss(model: "MultiVectorEncoder", scores: Any, how: Plan) -> Any:
+    """The library's module, with the L1 term where it has weight."""
+    from pyterrier_mvret.training.objectives import WithL1
+
+    loss = how.objective.build(model, scores, how.mini_batch_size)
+    heads = salience.heads_of(model)
+    if not how.l1:
+        return loss
+    if heads is None or heads.gate != "l1" or how.mini_batch_size is not None:
+        raise ValueError("l1= is for salience heads with gate='l1', without mini_batch_size=")
+    return WithL1(loss, heads, how.l1)
 
 
 def _prompts(model: "MultiVectorEncoder", columns: "Dataset", valid: Validation | None) -> dict[str, str]:
@@ -216,7 +249,7 @@ def _save(trained: TokenEncoder, folder: Path, finish: Callable[[Path], None] | 
 
 
 def _record(
-    encoder: TokenEncoder, rule: "MaxSim", columns: "Dataset", valid: Validation | None, how: Plan
+    encoder: TokenEncoder, rule: ScoringRule, columns: "Dataset", valid: Validation | None, how: Plan
 ) -> dict[str, str]:
     """Everything that decides the outcome of a run, as text."""
     described = {k: v for k, v in encoder.describe().items() if k not in ("name", "revision")}

@@ -9,7 +9,7 @@ import torch
 from sentence_transformers import MultiVectorEncoder
 from torch import Tensor, nn
 
-from pyterrier_mvret.encoders import batches, onednn, settings
+from pyterrier_mvret.encoders import batches, onednn, salience, settings
 from pyterrier_mvret.training.state_cache import StateCache
 
 
@@ -18,8 +18,8 @@ def freeze(model: MultiVectorEncoder, train: str) -> list[nn.Module]:
 
     Args:
         model: whose ``requires_grad`` flags are set.
-        train: ``"all"``; ``"head"``, what comes after the transformer; or ``"last:n"``, also its last n layers and
-            what it has after them.
+        train: ``"all"``; ``"salience"``, the salience heads alone; ``"head"``, all that comes after the transformer;
+            or ``"last:n"``, also its last n layers and what it has after them.
 
     Returns:
         The parts that do not move; they are to run as in inference, without dropout.
@@ -28,8 +28,10 @@ def freeze(model: MultiVectorEncoder, train: str) -> list[nn.Module]:
         ValueError: another word, more layers than there are, or no head to train.
     """
     transformer, head = model[0], list(model)[1:]
-    if train != "all" and not train.startswith("last:") and train != "head":
-        raise ValueError(f"train must be 'head', 'last:n' or 'all', got {train!r}")
+    if train not in ("all", "head", "salience") and not train.startswith("last:"):
+        raise ValueError(f"train must be 'salience', 'head', 'last:n' or 'all', got {train!r}")
+    if train == "salience":
+        return _salience_alone(model)
     if train == "head" and not any(True for module in head for _ in module.parameters()):
         raise ValueError("there is no head to train: make the encoder with init_projection=, or train='last:1'")
     weights = dict(transformer.named_parameters())
@@ -44,6 +46,17 @@ def freeze(model: MultiVectorEncoder, train: str) -> list[nn.Module]:
         for module in transformer.modules()
         if any(True for _ in module.parameters()) and not any(w.requires_grad for w in module.parameters())
     ]
+
+
+def _salience_alone(model: MultiVectorEncoder) -> list[nn.Module]:
+    heads = salience.heads_of(model)
+    if heads is None:
+        raise ValueError("there are no salience heads to train")
+    for weight in model.parameters():
+        weight.requires_grad = False
+    for weight in heads.parameters():
+        weight.requires_grad = True
+    return [module for module in model if module is not heads]
 
 
 def _from_last_layers(transformer: nn.Module, count: str) -> set[str]:

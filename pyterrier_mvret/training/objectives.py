@@ -78,6 +78,28 @@ class WithInBatch(nn.Module):
         return {"own": own, "in_batch": self.weight * in_batch_cross_entropy(scores)}
 
 
+class WithL1(nn.Module):
+    """A loss plus the mean salience of tokens (``scoring.salience.l1_penalty``), collected by the model's heads.
+
+    Args:
+        loss: any, of saliences that are carried.
+        heads: those of the model, with gate ``"l1"``.
+        weight: of the term.
+    """
+
+    def __init__(self, loss: nn.Module, heads: Any, weight: float):
+        super().__init__()
+        self.loss, self.weight = loss, weight
+        self._penalties: list[Tensor] = heads.penalties  # the list alone: weights of the heads belong to the model
+
+    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> dict[str, Tensor]:
+        """The parts, which the trainer adds up and logs one by one."""
+        self._penalties.clear()
+        loss = self.loss(sentence_features, labels)
+        parts = loss if isinstance(loss, dict) else {"ranking": loss}
+        return {**parts, "l1": self.weight * torch.stack(self._penalties).mean()}
+
+
 def on_own_documents(
     loss: Callable[[Callable[..., Tensor]], nn.Module],
     similarity: Any,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoderTrainingArguments
 
 # ColBERTv2 trains all weights at 1e-5; a new head on a still transformer takes more
-_RATES = {"all": 1e-5, "last": 5e-5, "head": 1e-3}
+_RATES = {"all": 1e-5, "last": 5e-5, "head": 1e-3, "salience": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,17 @@ class Plan:
 
     Attributes:
         loss: ``"contrastive"``, ``"n-way"``, ``"kl"``, ``"kl-min-max"``, ``"margin-mse"``, or one of their objects.
-        train: ``"all"`` weights; ``"head"``: the projection alone; ``"last:n"``: also the transformer's last n layers.
+        train: ``"all"`` weights; ``"head"``: the projection alone (and salience heads); ``"last:n"``: also the
+            transformer's last n layers; ``"salience"``: salience heads alone.
         epochs: passes over the data, unless ``max_steps`` says how many steps.
         max_steps: steps of the optimiser.
         batch_size: queries a step.
         mini_batch_size: gradient caching: the batch is encoded by so many texts at a time (GradCache, Gao et al. 2021),
             for the same gradient in less memory and about one more forward pass. For the contrastive loss.
-        learning_rate: at its highest; none takes 1e-5 for all weights, 5e-5 for last layers, 1e-3 for a head.
+        l1: weight of the mean salience added to the loss, for heads with ``gate="l1"``. Scores do not depend on the
+            size of saliences, so it shrinks them as well as it makes them sparse: small weights, few steps.
+        learning_rate: at its highest; none takes 1e-5 for all weights, 5e-5 for last layers, 1e-3 for a head,
+            1e-2 for salience heads.
         warmup: share of the steps in which the rate rises from 0; from there it falls to 0, linearly.
         measures: of ir_measures, or their names, for validation; the first chooses.
         evaluations: validations (and checkpoints) over the whole run.
@@ -45,6 +49,7 @@ class Plan:
     max_steps: int | None = None
     batch_size: int = 32
     mini_batch_size: int | None = None
+    l1: float = 0.0
     learning_rate: float | None = None
     warmup: float = 0.05
     measures: Sequence[Any] = ("nDCG@10",)
@@ -80,7 +85,7 @@ class Plan:
         if isinstance(self.measures, str) or not self.measures:
             raise ValueError(f"measures must be a list of at least one measure, got {self.measures!r}")
         if not isinstance(self.train, str):
-            raise ValueError(f"train must be 'head', 'last:n' or 'all', got {self.train!r}")
+            raise ValueError(f"train must be 'salience', 'head', 'last:n' or 'all', got {self.train!r}")
 
     @property
     def objective(self) -> losses.Loss:

@@ -1,16 +1,19 @@
 """Training from within a pipeline."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pandas as pd
 import pyterrier as pt
 
 from pyterrier_mvret.encoders.stages import TextScorer, query_texts
 from pyterrier_mvret.encoders.token_encoder import TokenEncoder
-from pyterrier_mvret.scoring import MaxSim
+from pyterrier_mvret.scoring import ScoringRule
 from pyterrier_mvret.training.data import groups, with_teacher
 from pyterrier_mvret.training.losses import named
+
+if TYPE_CHECKING:
+    from pyterrier_mvret.encoders.pruning import Pruning
 
 
 class Model(Protocol):
@@ -19,10 +22,14 @@ class Model(Protocol):
     encoder: TokenEncoder
 
     @property
-    def scoring(self) -> MaxSim:
+    def scoring(self) -> ScoringRule:
         """The rule."""
 
-    def fit(self, data: Any, valid: Any = None, **settings: Any) -> Any:
+    @property
+    def pruning(self) -> "Pruning | None":
+        """Which tokens are kept."""
+
+    def fit_encoder(self, data: Any, valid: Any = None, **settings: Any) -> Any:
         """Trains."""
 
 
@@ -36,6 +43,7 @@ class TrainableScorer(TextScorer, pt.Estimator):
         training: keywords of the model's ``fit``, and those of :func:`~pyterrier_mvret.training.groups`
             (``n``, ``depth``, ``skip``, ``pick``, ``short``, ``min_label``) for mining negatives; ``teacher=``, a
             pipeline whose scores are distilled, for the losses that have one; it reads the same ``text_field``.
+        refine: ``"pruned"`` scores the tokens that the model keeps, ``"full"`` all.
     """
 
     def __init__(
@@ -44,9 +52,27 @@ class TrainableScorer(TextScorer, pt.Estimator):
         text_field: str = "text",
         verbose: bool = False,
         training: Mapping[str, Any] | None = None,
+        refine: Literal["pruned", "full"] = "pruned",
     ):
-        super().__init__(model.encoder, model.scoring, text_field, verbose)
-        self.model, self.training = model, training
+        self.model, self.training, self.refine = model, training, refine
+        self.text_field, self.verbose = text_field, verbose
+
+    # what the model has now, not what it had when the stage was made
+
+    @property
+    def encoder(self) -> TokenEncoder:
+        """The model's."""
+        return self.model.encoder
+
+    @property
+    def scoring(self) -> ScoringRule:
+        """The model's."""
+        return self.model.scoring
+
+    @property
+    def pruning(self) -> "Pruning | None":
+        """The model's, unless all tokens are to be scored."""
+        return self.model.pruning if self.refine == "pruned" else None
 
     def fit(
         self,
@@ -81,7 +107,7 @@ class TrainableScorer(TextScorer, pt.Estimator):
         valid = None
         if topics_or_res_va is not None and qrels_va is not None:
             valid = (self._with_text(topics_or_res_va), qrels_va)
-        self.model.fit(data, valid, **settings)
+        self.model.fit_encoder(data, valid, **settings)
         return self
 
     def _with_text(self, results: pd.DataFrame) -> pd.DataFrame:

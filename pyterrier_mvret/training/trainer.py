@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,25 @@ from pyterrier_mvret.training.measures import parsed
 
 
 class PartTrainer(MultiVectorEncoderTrainer):
-    """Keeps the parts of a model that do not move as they are in inference: their dropout would be noise alone."""
+    """Keeps the parts of a model that do not move as they are in inference: their dropout would be noise alone.
+
+    Attributes:
+        still: those parts.
+        carrying: makes what surrounds each pass through model and loss, there and back.
+    """
 
     still: Sequence[nn.Module] = ()
+    carrying: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The library's: loss and gradient."""
+        with self.carrying():
+            return super().training_step(*args, **kwargs)
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The library's: the loss of a validation set."""
+        with self.carrying():
+            return super().prediction_step(*args, **kwargs)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The library's, which is called after it has set the whole model to training."""

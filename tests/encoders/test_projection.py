@@ -112,9 +112,7 @@ def test_a_damaged_head_is_named(plain, tmp_path):
 
     unknown = damaged("unknown")
     make.edit(unknown / config, power=2)
-    with pytest.raises(
-        ValueError, match=r"1_Projection/config\.json is not of a projection: missing or unknown: power"
-    ):
+    with pytest.raises(ValueError, match=r"1_Projection/config\.json is not of Projection: missing or unknown: power"):
         mv.TokenEncoder(unknown).model  # noqa: B018
     form = damaged("form")
     make.edit(form / config, form="moe")

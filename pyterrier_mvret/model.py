@@ -1,0 +1,169 @@
+"""What the models that score token vectors share: an encoder, a scoring rule, and the verbs around them."""
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pandas as pd
+
+from pyterrier_mvret.component import Configured
+from pyterrier_mvret.encoders.stages import DocEncoder, QueryEncoder
+from pyterrier_mvret.encoders.token_encoder import TokenEncoder
+from pyterrier_mvret.explain import alignment
+from pyterrier_mvret.training.stages import TrainableScorer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from pyterrier_mvret.encoders.pruning import Pruning
+    from pyterrier_mvret.scoring import ScoringRule
+
+_SETTINGS = "pyterrier_mvret.json"
+
+
+class TokenModel(Configured, ABC):
+    """Base of a method: its constructor's arguments are an ``encoder`` and what its scoring rule is made of."""
+
+    encoder: TokenEncoder
+    verbose: bool
+
+    def _take(self, encoder: Any, settings: dict[str, Any]) -> None:
+        """Sets the encoder, from what the first argument of :class:`TokenEncoder` may be, or as it is.
+
+        Raises:
+            ValueError: settings for an encoder that is already made.
+        """
+        if isinstance(encoder, TokenEncoder):
+            if settings:
+                raise ValueError(f"{', '.join(settings)}: set on the TokenEncoder that was passed, not beside it")
+        else:
+            encoder = TokenEncoder(encoder, **settings)
+        self.encoder = encoder
+
+    def _check_saved(self) -> None:
+        """ValueError where the encoder comes from a folder of this method that was saved with other settings."""
+        saved = _saved_settings(self.encoder.name)
+        if saved and saved.pop("method") == type(self).__name__ and saved != self._settings():
+            raise ValueError(f"{self.encoder.name} was saved with {saved}: open it with {type(self).__name__}.load")
+
+    @property
+    @abstractmethod
+    def scoring(self) -> "ScoringRule":
+        """The rule that turns vectors into scores."""
+
+    @property
+    def pruning(self) -> "Pruning | None":
+        """Which tokens are kept; none keeps all."""
+        return None
+
+    @property
+    def weighed(self) -> bool:
+        """Whether tokens come with saliences that the rule reads."""
+        return self.scoring.salience and self.encoder.has_salience
+
+    def query_encoder(self) -> QueryEncoder:
+        """Q (or R) with ``query`` -> the same with ``query_embs``, one (tokens, dim) float32 array a query.
+
+        >>> import pyterrier_mvret as mv
+        >>> encode = mv.ColBERT(mv.models.MINILM).query_encoder()
+        >>> encode(pd.DataFrame({"qid": ["1"], "query": ["a cat"]}))["query_embs"][0].shape
+        (4, 384)
+        """
+        return QueryEncoder(self.encoder, self.verbose, self.weighed, self.pruning)
+
+    def doc_encoder(self, text_field: str = "text") -> DocEncoder:
+        """D with text -> D with ``doc_embs``; the first stage of an indexing pipeline.
+
+        >>> import pyterrier_mvret as mv
+        >>> encode = mv.ColBERT(mv.models.MINILM).doc_encoder()
+        >>> encode(pd.DataFrame({"docno": ["d"], "text": ["A cat sat."]}))["doc_embs"][0].shape
+        (6, 384)
+        """
+        return DocEncoder(self.encoder, self.scoring, text_field, self.verbose, self.weighed, self.pruning)
+
+    def text_scorer(self, text_field: str = "text", **training: Any) -> TrainableScorer:
+        """R with ``query`` and text -> R, encoding both now; see the example of the class.
+
+        It is also a :class:`pyterrier.Estimator`: ``pipeline.fit(topics, qrels, topics_va, qrels_va)`` trains the model
+        on what the stages before it return. ``training`` are keywords of :meth:`fit_encoder` and of
+        :func:`~pyterrier_mvret.training.groups` for that.
+        """
+        return TrainableScorer(self, text_field, self.verbose, training or None)
+
+    def fit_encoder(self, data: "Dataset", valid: Any = None, **settings: Any) -> Self:
+        """Trains the encoder; every stage of this model changes with it, and an index built before refuses it.
+
+        Args:
+            data: a training set: :func:`~pyterrier_mvret.training.pairs`, :func:`~pyterrier_mvret.training.groups`,
+                :func:`~pyterrier_mvret.training.with_teacher`.
+            valid: ``(results, qrels)`` of validation topics, results with ``text``; or a training set; or none.
+            **settings: ``loss=``, ``train=``, ``path=``, ``resume=``, ``max_steps=``, ... as for
+                :func:`~pyterrier_mvret.training.fit`.
+
+        Returns:
+            The model itself; ``history`` has the curves.
+        """
+        from pyterrier_mvret.training import fit
+
+        self.history = fit(self.encoder, self.scoring, data, valid, finish=self._write_settings, **settings)
+        return self
+
+    #: the curves of the last training
+    history: pd.DataFrame | None = None
+
+    def explain(self, query: str, text: str) -> pd.DataFrame:
+        """Which document tokens each query token took; ``contribution`` sums to the score.
+
+        Returns:
+            One row a pair of tokens: ``query_token``, ``doc_token``, ``similarity``, ``weight``, ``contribution``,
+            ``query_position``, ``doc_position``, and character offsets ``query_start``, ``query_end``, ``doc_start``,
+            ``doc_end`` (equal where a token stands for no text); of a model with salience heads also
+            ``query_salience`` and ``doc_salience``, whose product is the weight.
+
+        >>> import pyterrier_mvret as mv
+        >>> pairs = mv.ColBERT(mv.models.MINILM).explain("pet kitten", "A cat purred.")
+        >>> pairs[["query_token", "doc_token"]].to_numpy().tolist()
+        [['[CLS]', '[CLS]'], ['pet', 'cat'], ['kitten', 'cat'], ['[SEP]', '.']]
+        """
+        return alignment(self.encoder, self.scoring, query, text, self.pruning)
+
+    def save(self, path: str | Path) -> None:
+        """Writes checkpoint (in sentence-transformers' layout) and settings; :meth:`load` reads them."""
+        self.encoder.save(path)
+        self._write_settings(Path(path))
+
+    def _settings(self) -> dict[str, Any]:
+        """The model's own settings as plain data."""
+        return {name: value for name, value in self._identity() if name != "encoder"}
+
+    @classmethod
+    def _arguments(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """The constructor's arguments that plain data stand for."""
+        return settings
+
+    def _write_settings(self, path: Path) -> None:
+        settings = {"method": type(self).__name__, **self._settings()}
+        (path / _SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path, **settings: Any) -> Self:
+        """Reads what :meth:`save` wrote; ``settings`` override those of the encoder.
+
+        Raises:
+            FileNotFoundError: the folder was not written by :meth:`save`.
+            ValueError: it was, by another method.
+        """
+        saved = _saved_settings(str(path))
+        name = cls.__name__
+        if saved is None:
+            raise FileNotFoundError(f"{path} holds no {_SETTINGS}: open a checkpoint with {name}(path)")
+        if saved["method"] != name:
+            raise ValueError(f"{path} was saved by {saved['method']}: open it with {saved['method']}.load")
+        saved.pop("method")
+        return cls(str(path), **cls._arguments(saved), **settings)
+
+
+def _saved_settings(name: Any) -> dict[str, Any] | None:
+    file = Path(name) / _SETTINGS if isinstance(name, str) else None
+    return json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else None
