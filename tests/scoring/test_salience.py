@@ -145,6 +145,27 @@ def test_gradients_of_batches_are_exact_and_finite(gate):
     np.testing.assert_array_equal(filthy.grad, raw.grad)
 
 
+@pytest.mark.parametrize("k", [1, 0.5])
+def test_a_budget_of_one_is_solved_without_sorting_and_comes_out_the_same(k):
+    rng = np.random.default_rng(2)
+    s = torch.tensor(rng.standard_normal((4, 6)), requires_grad=True)
+    mask = torch.arange(6) < torch.tensor([6, 4, 1, 0])[:, None]
+    direction = torch.tensor(rng.standard_normal((4, 6)))
+    found = []
+    for more in (0, 1):  # a row with another budget makes all of them be sorted
+        rows, real = torch.cat([s, s[:more]]), torch.cat([mask, mask[:more]])
+        gates = entropy_lp(rows, torch.tensor([k] * 4 + [3] * more), 0.3, real)[:4]
+        found.append((gates.detach(), *torch.autograd.grad((gates * direction).sum(), s)))
+    for one, other in zip(*found):
+        np.testing.assert_allclose(one, other, atol=1e-14)
+
+
+def test_no_tokens_have_no_gates():
+    for shape in ((0,), (2, 0), (0, 3)):
+        for k in (1, 2):
+            assert entropy_lp(np.empty(shape), k, 0.1).shape == shape
+
+
 def test_half_precision_and_autocast_are_computed_in_float32():
     exact = entropy_lp(S, 2, 0.2)
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
