@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "ColBERT": "pyterrier_mvret.methods.colbert",
     "MultiVecIndex": "pyterrier_mvret.indexes.multivec",
+    "Soft": "pyterrier_mvret.scoring.strategies",
     "TokenBatch": "pyterrier_mvret.encoders.token_batch",
     "TokenEncoder": "pyterrier_mvret.encoders.token_encoder",
     "TopK": "pyterrier_mvret.scoring.strategies",
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from pyterrier_mvret.encoders.token_encoder import TokenEncoder
     from pyterrier_mvret.indexes.multivec import MultiVecIndex
     from pyterrier_mvret.methods.colbert import ColBERT
-    from pyterrier_mvret.scoring.strategies import TopK, TopP
+    from pyterrier_mvret.scoring.strategies import Soft, TopK, TopP
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ from pyterrier_mvret.scoring.maxsim import (
 from pyterrier_mvret.scoring.pairs import AlignedPairs
 from pyterrier_mvret.scoring.rules import Alignment, ScoringRule, rule_of
 from pyterrier_mvret.scoring.stored import Residual, StoredVectors
-from pyterrier_mvret.scoring.strategies import TopK, TopP, named_alignment
+from pyterrier_mvret.scoring.strategies import Soft, TopK, TopP, named_alignment
 
 __all__ = [
     "EMPTY_DOCUMENT",
@@ -29,6 +29,7 @@ __all__ = [
     "MaxSim",
     "Residual",
     "ScoringRule",
+    "Soft",
     "StoredVectors",
     "TopK",
     "TopP",

@@ -1,10 +1,10 @@
 """How sparse alignments are computed: the compiled kernel's sums where they are enough, ranked similarities elsewhere.
 
 Ranked similarities of a block of documents are padded and summed up along the rank, so that every strategy is one
-entry of the same running sums.
+entry of the same running sums. Soft alignments are no prefix of a ranking: each is summed up by itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from pyterrier_mvret.scoring import fused, maxsim
 from pyterrier_mvret.scoring.ragged import check_runs, in_blocks, padded_blocks, segment_sum
+from pyterrier_mvret.scoring.salience import entropy_lp
 from pyterrier_mvret.scoring.stored import StoredVectors
-from pyterrier_mvret.scoring.strategies import Strategy
+from pyterrier_mvret.scoring.strategies import Soft, Strategy
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -44,12 +45,12 @@ class Rule:
             raise ValueError(f"align_over must be one of {get_args(AlignOver)}, got {self.align_over!r}")
 
     def counts(self, lengths: Ints) -> Ints:
-        """(strategies, documents): document tokens that each query token aligns with."""
+        """(strategies, documents): document tokens that each query token aligns with, or what its alignments sum to."""
         return np.stack([strategy.counts(lengths) for strategy in self.strategies])
 
 
 class Given(NamedTuple):
-    """Checked arguments: packed queries, documents as runs of stored rows, saliences (none: ones)."""
+    """Checked arguments: packed queries, documents as runs of stored rows, saliences (none: ones), torch's device."""
 
     queries: Array
     query_offsets: Ints
@@ -58,6 +59,7 @@ class Given(NamedTuple):
     lengths: Ints
     query_weights: Doubles | None
     doc_weights: Array | None
+    device: str | None
 
     @classmethod
     def checked(
@@ -69,6 +71,7 @@ class Given(NamedTuple):
         ends: Array,
         query_weights: Array | None,
         doc_weights: Array | None,
+        device: str | None,
     ) -> "Given":
         """Arguments in the types that are computed with; ValueError where they do not fit each other."""
         maxsim._check_dimensions(queries, stored)
@@ -78,7 +81,7 @@ class Given(NamedTuple):
         v = None if doc_weights is None else _one_a_token(doc_weights, len(stored), "doc")
         u = None if u is None else _checked(u, "query")  # documents' where they are read: an index holds many more
         starts = np.asarray(starts, dtype=np.int64)
-        return cls(queries, query_offsets, stored, starts, np.asarray(ends, dtype=np.int64) - starts, u, v)
+        return cls(queries, query_offsets, stored, starts, np.asarray(ends, dtype=np.int64) - starts, u, v, device)
 
     def of_queries(self, part: slice) -> "Given":
         """The same with consecutive queries alone."""
@@ -103,10 +106,10 @@ class Given(NamedTuple):
         return np.take_along_axis(rows, first, axis=1), lengths, np.take_along_axis(v, first, axis=1)
 
     def masses(self, tokens: Ints, v: Doubles, rule: Rule) -> tuple[Doubles, Doubles]:
-        """Of pairs of query tokens with document saliences: ``A_ij``, and what each adds to the normaliser."""
+        """Of wholly aligned pairs with document saliences: ``A_ij``, and what each adds to the normaliser."""
         u = np.ones(1) if self.query_weights is None else self.query_weights[tokens]
         weight = u * v
-        return weight, weight if rule.normalizer == "alignment" else np.broadcast_to(u, v.shape)
+        return weight, weight if rule.normalizer == "alignment" else np.broadcast_to(u, weight.shape)
 
 
 def scored(given: Given, rule: Rule) -> Floats:
@@ -115,25 +118,32 @@ def scored(given: Given, rule: Rule) -> Floats:
     shape = (len(rule.strategies), len(given.query_offsets) - 1, len(documents))
     scores = np.broadcast_to(documents, shape).copy()
     remaining = np.flatnonzero(given.lengths)
-    # for one strategy without document saliences the kernel's sums do, divided by what was counted
-    if len(rule.strategies) == 1 and given.doc_weights is None:
+    # for one ranked strategy without document saliences the kernel's sums do, divided by what was counted
+    if len(rule.strategies) == 1 and given.doc_weights is None and not isinstance(rule.strategies[0], Soft):
         counts = rule.counts(given.lengths)[0]
         quick = counts[remaining] <= fused.MOST_K
         _add_summed(given, counts, remaining[quick], scores[0])
         remaining = remaining[~quick]
     if len(remaining) and len(rule.strategies):
-        _add_ranked(given, rule, remaining, scores)
+        _add_in_blocks(given, rule, remaining, scores)
     return scores
 
 
-def pairs_of(given: Given, rule: Rule) -> tuple[Ints, Ints, Floats, Doubles, Doubles]:
-    """Aligned pairs of the only document: both positions, similarity, ``A_ij``, and what adds to the normaliser."""
+def pairs_of(given: Given, rule: Rule) -> tuple[Ints, Ints, Floats, Doubles, float]:
+    """Aligned pairs of the only document: both positions, similarity and ``A_ij``; and the normaliser."""
     rows, lengths, v = given.rows(np.array([0]), rule)
-    count = int(rule.counts(lengths)[0, 0])
-    values, places = _best(_similarities(given, rows, lengths), count)
+    similarities, strategy = _similarities(given, rows, lengths), rule.strategies[0]
+    gates = _gates(strategy, similarities) if isinstance(strategy, Soft) else None
+    count = int(rule.counts(lengths)[0, 0] if gates is None else lengths[0])
+    values, places = _best(similarities, count)
     tokens, found = np.repeat(np.arange(len(given.queries)), count), places[:, 0].ravel()
-    masses = given.masses(tokens, np.ones(len(found)) if v is None else v[0][found], rule)
-    return tokens, rows[0][found], values.ravel(), *masses
+    weight, mass = given.masses(tokens, np.ones(len(found)) if v is None else v[0][found], rule)
+    listed = np.ones(len(found), dtype=bool)
+    if gates is not None:
+        opened = np.take_along_axis(gates, places, axis=-1).ravel()
+        weight, mass = weight * opened, mass * opened
+        listed = weight > 0
+    return tokens[listed], rows[0][found[listed]], values.ravel()[listed], weight[listed], float(mass.sum())
 
 
 def _add_summed(given: Given, counts: Ints, documents: Ints, scores: Floats) -> None:
@@ -148,36 +158,71 @@ def _add_summed(given: Given, counts: Ints, documents: Ints, scores: Floats) -> 
         now = counts[documents] == np.minimum(k, lengths[documents])
         mine, documents = documents[now], documents[~now]
         if len(mine):
-            runs = starts[mine], starts[mine] + lengths[mine]
-            sums = maxsim._scores(given.queries, given.query_offsets, given.stored, *runs, weights, int(k))
+            packed = given.queries, given.query_offsets, given.stored, starts[mine], starts[mine] + lengths[mine]
+            sums = maxsim._scores(*packed, weights, int(k), given.device)
             scores[:, mine] = _ratio(sums, masses * counts[mine])
 
 
-def _add_ranked(given: Given, rule: Rule, documents: Ints, scores: Floats) -> None:
-    """Scores of documents from ranked similarities, in blocks of bounded memory."""
+def _add_in_blocks(given: Given, rule: Rule, documents: Ints, scores: Floats) -> None:
+    """Scores of documents from their similarities, in blocks of bounded memory."""
     for queries in in_blocks(np.diff(given.query_offsets), _ELEMENTS_AT_ONCE // _ROWS_AT_LEAST):
         part = given.of_queries(queries)
         rows = max(_ROWS_AT_LEAST, _ELEMENTS_AT_ONCE // max(1, len(part.queries)))
         for block in padded_blocks(given.lengths[documents], rows):
-            scores[:, queries, documents[block]] = _ranked(part, rule, documents[block])
+            scores[:, queries, documents[block]] = _of_block(part, rule, documents[block])
 
 
-def _ranked(given: Given, rule: Rule, documents: Ints) -> Floats:
-    """(strategies, queries, documents of the block): running sums along the rank, read where each strategy ends."""
+def _of_block(given: Given, rule: Rule, documents: Ints) -> Floats:
+    """(strategies, queries, documents of the block): similarities are computed once for all strategies."""
     rows, lengths, v = given.rows(documents, rule)
+    similarities = _similarities(given, rows, lengths)
+    scores = np.empty((len(rule.strategies), len(given.query_offsets) - 1, len(documents)), dtype=np.float32)
+    for number, strategy in enumerate(rule.strategies):
+        if isinstance(strategy, Soft):
+            scores[number] = _spread(given, rule, strategy, similarities, v)
+    ranked = [number for number, strategy in enumerate(rule.strategies) if not isinstance(strategy, Soft)]
+    if ranked:  # the last, as it overwrites similarities
+        of_rank = replace(rule, strategies=tuple(rule.strategies[number] for number in ranked))
+        scores[ranked] = _ranked(given, of_rank, similarities, lengths, v)
+    return scores
+
+
+def _ranked(given: Given, rule: Rule, similarities: Floats, lengths: Ints, v: Doubles | None) -> Array:
+    """(strategies, queries, documents): running sums along the rank, read where each strategy ends. Overwrites."""
     counts = np.maximum(rule.counts(lengths), 1)
-    values, places = _best(_similarities(given, rows, lengths), int(counts.max()))
-    each = np.arange(len(documents))[:, None]
-    tokens = np.arange(len(given.queries))[:, None, None]
-    weight, mass = given.masses(tokens, np.ones(places.shape) if v is None else v[each, places], rule)
+    values, places = _best(similarities, int(counts.max()))
+    each = np.arange(len(lengths))[:, None]
+    weight, mass = given.masses(_tokens(given), np.ones(places.shape) if v is None else v[each, places], rule)
     aligned = np.arange(values.shape[2]) < lengths[:, None]  # the rest is padding
     parts = np.where(aligned, values, 0) * weight
-    sums, masses = (
-        segment_sum(a.reshape(len(a), aligned.size), given.query_offsets).reshape(-1, *aligned.shape).cumsum(axis=2)
-        for a in (parts, mass * aligned)
-    )
+    sums, masses = (_by_query(given, a).cumsum(axis=2) for a in (parts, mass * aligned))
     at = counts.T - 1
     return _ratio(sums[:, each, at], masses[:, each, at]).transpose(2, 0, 1)
+
+
+def _spread(given: Given, rule: Rule, strategy: Soft, similarities: Floats, v: Doubles | None) -> Array:
+    """(queries, documents) scores by a soft alignment: all pairs count, each by its gate."""
+    gates = _gates(strategy, similarities)
+    weight, mass = given.masses(_tokens(given), np.ones(gates.shape[1:]) if v is None else v, rule)
+    parts = np.where(gates > 0, similarities, 0) * weight  # gates of padding are 0
+    sums, masses = (_by_query(given, (gates * a).sum(axis=2)) for a in (parts, mass))
+    return _ratio(sums, masses)
+
+
+def _gates(strategy: Soft, similarities: Floats) -> Doubles:
+    """(query tokens, documents, padded rows) of a soft alignment; 0 in the padding."""
+    gates: Doubles = entropy_lp(similarities, strategy.k, strategy.epsilon, similarities > -np.inf)
+    return gates
+
+
+def _tokens(given: Given) -> Ints:
+    return np.arange(len(given.queries))[:, None, None]
+
+
+def _by_query(given: Given, parts: Doubles) -> Doubles:
+    """Sums over each query's tokens: (query tokens, documents, ...) to (queries, documents, ...)."""
+    width = int(np.prod(parts.shape[1:]))
+    return segment_sum(parts.reshape(len(parts), width), given.query_offsets).reshape(-1, *parts.shape[1:])
 
 
 def _similarities(given: Given, rows: Ints, lengths: Ints) -> Floats:
@@ -187,7 +232,10 @@ def _similarities(given: Given, rows: Ints, lengths: Ints) -> Floats:
     tokens, sizes = maxsim._as_computed(given.queries, given.stored)
     vectors = given.stored.floats(rows.ravel())
     # torch warns of arrays it could write to and must not
-    products = (torch.from_numpy(np.require(tokens, requirements=["W"])) @ torch.from_numpy(vectors).T).numpy()
+    left, right = (
+        torch.from_numpy(np.require(a, requirements=["W"])).to(given.device or "cpu") for a in (tokens, vectors)
+    )
+    products = (left @ right.T).cpu().numpy()
     if sizes is not None:
         products *= sizes[:, None]
     padded = maxsim._checked_scores(products).reshape(len(tokens), *rows.shape)

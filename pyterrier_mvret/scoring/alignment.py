@@ -3,9 +3,10 @@
     sim(Q, D) = (1 / Z) sum_ij S_ij A_ij        A_ij = T_ij u_i v_j        Z = sum_ij A_ij        (equations 1 and 2)
 
 ``S`` are similarities of tokens, ``T`` is 1 where query token ``i`` aligns with document token ``j``
-(:class:`TopK`, :class:`TopP`), ``u`` and ``v`` are the saliences of query and document tokens. Alignment is row by
-row, on similarities without saliences. Our choices where the paper is silent: of equal similarities the lowest
-position is taken; a score is 0 where ``Z`` is; and the variants ``normalizer="query"`` and ``align_over="salient"``.
+(:class:`TopK`, :class:`TopP`), or how much it does (:class:`Soft`), ``u`` and ``v`` are the saliences of query and
+document tokens. Alignment is row by row, on similarities without saliences. Our choices where the paper is silent: of
+equal similarities the lowest position is taken; a score is 0 where ``Z`` is; and the variants ``normalizer="query"``
+and ``align_over="salient"``.
 """
 
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ def align_packed(
     *,
     normalizer: Normalizer = "alignment",
     align_over: AlignOver = "all",
+    device: str | None = None,
 ) -> Floats:
     """ALIGNER's score of one query with many documents (equation 1): a weighted mean of aligned similarities.
 
@@ -43,7 +45,7 @@ def align_packed(
         query: (query tokens, dim).
         vectors: (sum of document tokens, dim), or :class:`StoredVectors`; arithmetic as in :func:`maxsim_packed`.
         offsets: (documents + 1,) integers; document ``d`` owns rows ``offsets[d]:offsets[d + 1]``.
-        alignment: :class:`TopK`, :class:`TopP`, or a name (:func:`named_alignment`).
+        alignment: :class:`TopK`, :class:`TopP`, :class:`Soft`, or a name (:func:`named_alignment`).
         query_weights: (query tokens,) saliences, at least 0; none means ones.
         doc_weights: (sum of document tokens,) saliences, at least 0; none means ones.
         normalizer: ``"alignment"`` divides by ``Z``, the paper's rule; ``"query"`` by the saliences of query tokens,
@@ -51,6 +53,8 @@ def align_packed(
             instead of vanishing (our choice).
         align_over: ``"all"`` aligns with any document token, the paper's rule; ``"salient"`` with those of salience
             above 0 alone, as if the others were not there (our choice).
+        device: where torch multiplies token vectors, such as ``"cuda"``; none is the compiled kernel where it does,
+            or torch on the CPU.
 
     Returns:
         (documents,) float32, on the scale of one similarity; :data:`EMPTY_DOCUMENT` for a document without vectors,
@@ -72,7 +76,7 @@ def align_packed(
     rule = Rule((named_alignment(alignment),), normalizer, align_over)
     query = np.asarray(query)
     one = np.array([0, len(query)])
-    return scored(_packed(query, one, vectors, offsets, query_weights, doc_weights), rule)[0, 0]
+    return scored(_packed(query, one, vectors, offsets, query_weights, doc_weights, device), rule)[0, 0]
 
 
 def align_matrix(
@@ -86,6 +90,7 @@ def align_matrix(
     *,
     normalizer: Normalizer = "alignment",
     align_over: AlignOver = "all",
+    device: str | None = None,
 ) -> Floats:
     """Scores of every packed query with every packed document, as :func:`align_packed`.
 
@@ -99,6 +104,7 @@ def align_matrix(
         doc_weights: (sum of document tokens,) or none.
         normalizer: as for :func:`align_packed`.
         align_over: as for :func:`align_packed`.
+        device: as for :func:`align_packed`.
 
     Returns:
         (queries, documents) float32.
@@ -113,7 +119,8 @@ def align_matrix(
            [-0.6, -0.8]], dtype=float32)
     """
     rule = Rule((named_alignment(alignment),), normalizer, align_over)
-    return scored(_packed(np.asarray(queries), query_offsets, vectors, offsets, query_weights, doc_weights), rule)[0]
+    given = _packed(np.asarray(queries), query_offsets, vectors, offsets, query_weights, doc_weights, device)
+    return scored(given, rule)[0]
 
 
 def align_stored(
@@ -128,6 +135,7 @@ def align_stored(
     *,
     normalizer: Normalizer = "alignment",
     align_over: AlignOver = "all",
+    device: str | None = None,
 ) -> Floats:
     """Scores of packed queries with documents where they are stored, as :func:`align_matrix`.
 
@@ -142,6 +150,7 @@ def align_stored(
         doc_weights: (rows of ``stored``,) or none; only those of the documents are read.
         normalizer: as for :func:`align_packed`.
         align_over: as for :func:`align_packed`.
+        device: as for :func:`align_packed`.
 
     Returns:
         (queries, documents) float32.
@@ -154,7 +163,7 @@ def align_stored(
     >>> align_stored(np.eye(2), np.array([0, 2]), stored, np.array([2, 0]), np.array([3, 2]), TopK(2)).round(1)
     array([[0.5, 0.4]], dtype=float32)
     """
-    given = Given.checked(queries, query_offsets, stored, starts, ends, query_weights, doc_weights)
+    given = Given.checked(queries, query_offsets, stored, starts, ends, query_weights, doc_weights, device)
     rule = Rule((named_alignment(alignment),), normalizer, align_over)
     return scored(given, rule)[0]
 
@@ -169,6 +178,7 @@ def align_grid(
     *,
     normalizer: Normalizer = "alignment",
     align_over: AlignOver = "all",
+    device: str | None = None,
 ) -> Floats:
     """Scores by several strategies at once: similarities are computed and ranked once for all of them.
 
@@ -183,6 +193,7 @@ def align_grid(
         doc_weights: as for :func:`align_packed`.
         normalizer: as for :func:`align_packed`.
         align_over: as for :func:`align_packed`.
+        device: as for :func:`align_packed`.
 
     Returns:
         (strategies, documents) float32, each row as :func:`align_packed` to rounding.
@@ -200,7 +211,7 @@ def align_grid(
     rule = Rule(tuple(named_alignment(a) for a in alignments), normalizer, align_over)
     query = np.asarray(query)
     one = np.array([0, len(query)])
-    return scored(_packed(query, one, vectors, offsets, query_weights, doc_weights), rule)[:, 0]
+    return scored(_packed(query, one, vectors, offsets, query_weights, doc_weights, device), rule)[:, 0]
 
 
 def alignment_of(
@@ -212,6 +223,7 @@ def alignment_of(
     *,
     normalizer: Normalizer = "alignment",
     align_over: AlignOver = "all",
+    device: str | None = None,
 ) -> AlignedPairs:
     """The pairs of tokens that a score is made of.
 
@@ -223,6 +235,7 @@ def alignment_of(
         doc_weights: (document tokens,) or none.
         normalizer: as for :func:`align_packed`.
         align_over: as for :func:`align_packed`.
+        device: as for :func:`align_packed`.
 
     Returns:
         The pairs; none for an empty query or document.
@@ -238,9 +251,8 @@ def alignment_of(
     rule = Rule((named_alignment(alignment),), normalizer, align_over)
     query, stored = np.asarray(query), as_stored(document)
     run = np.array([0]), np.array([len(stored)])
-    given = Given.checked(query, np.array([0, len(query)]), stored, *run, query_weights, doc_weights)
-    query_at, document_at, similarity, weight, mass = pairs_of(given, rule)
-    total = mass.sum()
+    given = Given.checked(query, np.array([0, len(query)]), stored, *run, query_weights, doc_weights, device)
+    query_at, document_at, similarity, weight, total = pairs_of(given, rule)
     contribution = weight * similarity / total if total else np.zeros(len(weight))
     return AlignedPairs(query_at, document_at, similarity, weight, contribution)
 
@@ -252,9 +264,10 @@ def _packed(
     offsets: Array,
     query_weights: Array | None,
     doc_weights: Array | None,
+    device: str | None,
 ) -> Given:
     """Checked arguments of packed queries and packed documents."""
     stored = as_stored(vectors)
     maxsim._check_dimensions(queries, stored)
     offsets = maxsim._checked_offsets(offsets, len(stored), "offsets")
-    return Given.checked(queries, query_offsets, stored, offsets[:-1], offsets[1:], query_weights, doc_weights)
+    return Given.checked(queries, query_offsets, stored, offsets[:-1], offsets[1:], query_weights, doc_weights, device)

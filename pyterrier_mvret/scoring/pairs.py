@@ -17,7 +17,8 @@ class AlignedPairs(NamedTuple):
         query: (pairs,) positions of query tokens.
         document: (pairs,) positions of document tokens.
         similarity: (pairs,) float32 similarities ``S_ij``.
-        weight: (pairs,) ``A_ij``, the product of both saliences; 0 where one of them is, 1 where there are none.
+        weight: (pairs,) ``A_ij``, the product of both saliences, 0 where one of them is, 1 where there are none; of
+            a soft alignment the product with its gate, and pairs of no weight are left out.
         contribution: (pairs,) what each adds to the score, ``A_ij S_ij / Z``; they sum to it.
     """
 

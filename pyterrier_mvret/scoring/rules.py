@@ -108,8 +108,7 @@ class Alignment:
         return weights if self.salience else (None,) * len(weights)
 
     def _how(self, device: str | None = None) -> dict[str, Any]:
-        where = {} if device is None else {"device": device}
-        return {"normalizer": self.normalizer, "align_over": self.align_over, **where}
+        return {"normalizer": self.normalizer, "align_over": self.align_over, "device": device}
 
     def describe(self) -> dict[str, Any]:
         """The rule as plain data, for :func:`rule_of`.

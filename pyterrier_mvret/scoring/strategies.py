@@ -1,7 +1,8 @@
-"""How many document tokens a query token aligns with: ALIGNER's top-k and top-p (Qian et al. 2022)."""
+"""Which document tokens a query token aligns with: ALIGNER's top-k, top-p and soft alignment (Qian et al. 2022)."""
 
+import math
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,12 @@ from pyterrier_mvret.scoring.shares import checked_lengths, checked_share, floor
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
+
+
+def _checked_k(k: Any) -> int:
+    if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
+        raise ValueError(f"k must be a whole number of at least 1, got {k!r}")
+    return int(k)
 
 
 @dataclass(frozen=True)
@@ -33,9 +40,7 @@ class TopK:
     k: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.k, Integral) or isinstance(self.k, bool) or self.k < 1:
-            raise ValueError(f"k must be a whole number of at least 1, got {self.k!r}")
-        object.__setattr__(self, "k", int(self.k))
+        object.__setattr__(self, "k", _checked_k(self.k))
 
     def __repr__(self) -> str:
         return f"TopK({self.k})"
@@ -84,7 +89,49 @@ class TopP:
         return np.minimum(np.maximum(floor_of(self.p, lengths), 1), lengths)
 
 
-Strategy = TopK | TopP
+@dataclass(frozen=True)
+class Soft:
+    """Each query token spreads ``k`` over all document tokens, the more to one the more similar it is.
+
+    The differentiable alignment ("DA") of "Multi-Vector Retrieval as Sparse Alignment" (arXiv 2211.01267, appendix
+    A.2, Table 13): a query token's row solves the entropy-regularised program of equation 4, with its similarities as
+    scores and ``k`` as budget (:func:`salience.entropy_lp`). ``k = 1`` is a softmax with temperature ``epsilon``; as
+    ``epsilon`` falls to 0 the row becomes that of ``TopK(k)``. The default of ``epsilon`` is our choice.
+
+    Attributes:
+        k: what a query token's row sums to, at least 1; in a document of fewer tokens each counts 1.
+        epsilon: weight of the entropy, on the scale of a similarity, above 0.
+
+    Raises:
+        ValueError: ``k`` below 1 or not a whole number, ``epsilon`` not above 0 or not finite.
+
+    >>> Soft(), Soft(2, epsilon=0.1).count(78), Soft(2, epsilon=0.1).count(1)
+    (Soft(1, epsilon=0.01), 2, 1)
+    """
+
+    k: int = 1
+    epsilon: float = 0.01
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "k", _checked_k(self.k))
+        number = isinstance(self.epsilon, Real) and not isinstance(self.epsilon, bool)
+        if not number or not 0 < self.epsilon < math.inf:
+            raise ValueError(f"epsilon must be a finite number above 0, got {self.epsilon!r}")
+        object.__setattr__(self, "epsilon", float(self.epsilon))
+
+    def __repr__(self) -> str:
+        return f"Soft({self.k}, epsilon={self.epsilon})"
+
+    def count(self, m: int) -> int:
+        """What the alignments of each query token sum to, in a document of ``m`` tokens."""
+        return int(self.counts(np.array([m]))[0])
+
+    def counts(self, lengths: Array) -> Ints:
+        """:meth:`count` of many documents: (documents,) lengths in tokens, (documents,) int64 sums."""
+        return np.minimum(checked_lengths(lengths), self.k)
+
+
+Strategy = TopK | TopP | Soft
 
 _NAMED: dict[str, Strategy] = {"top-k": TopK(1), "top-p": TopP(0.01)}
 
@@ -104,5 +151,5 @@ def named_alignment(alignment: str | Strategy) -> Strategy:
     if isinstance(alignment, Strategy):
         return alignment
     if not isinstance(alignment, str) or alignment not in _NAMED:
-        raise ValueError(f"alignment must be 'top-k', 'top-p', TopK(k) or TopP(p), got {alignment!r}")
+        raise ValueError(f"alignment must be 'top-k', 'top-p', TopK(k), TopP(p) or Soft(k), got {alignment!r}")
     return _NAMED[alignment]

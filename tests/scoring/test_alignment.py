@@ -1,5 +1,4 @@
 import tracemalloc
-from fractions import Fraction
 from unittest import mock
 
 import numpy as np
@@ -9,6 +8,7 @@ from hypothesis import strategies as st
 
 from pyterrier_mvret.scoring import (
     EMPTY_DOCUMENT,
+    Soft,
     StoredVectors,
     TopK,
     TopP,
@@ -21,12 +21,9 @@ from pyterrier_mvret.scoring import (
     fused,
     maxsim_packed,
 )
+from tests.scoring.alignments import UD, UQ, VARIANTS, D, Q, of_similarities, one, pack, ragged, reference, strategies
 
-Q = np.array([[1, 0, 0], [0, 3 / 5, 4 / 5]])
-D = np.array([[2 / 3, 1 / 3, 2 / 3], [6 / 7, 2 / 7, 3 / 7], [0, 0, 1], [-3 / 5, 4 / 5, 0], [2 / 7, 3 / 7, 6 / 7]])
-UQ, UD = np.array([1, 0.25]), np.array([0.9, 0.5, 0, 0.2, 0.8])
 PAPER = [TopK(k) for k in (1, 2, 4, 6, 8)] + [TopP(p) for p in (0.005, 0.01, 0.015, 0.02)]
-VARIANTS = [("alignment", "all"), ("query", "all"), ("alignment", "salient"), ("query", "salient")]
 
 
 @pytest.fixture(scope="module", autouse=True, params=["fastest", "torch"])
@@ -37,59 +34,6 @@ def version(request):
     else:
         with mock.patch.object(fused, "versions", lambda: ()):
             yield
-
-
-def reference(query, document, alignment, uq=None, ud=None, normalizer="alignment", align_over="all"):
-    """The definition, one pair at a time in float64."""
-    uq = np.ones(len(query)) if uq is None else uq
-    ud = np.ones(len(document)) if ud is None else ud
-    if len(document) == 0:
-        return float(EMPTY_DOCUMENT)
-    columns = [j for j in range(len(document)) if align_over == "all" or ud[j] > 0]
-    m = len(columns)
-    count = min(m, alignment.k if isinstance(alignment, TopK) else max(Fraction(str(alignment.p)) * m // 1, 1))
-    total = mass = 0.0
-    for i, q in enumerate(np.asarray(query, np.float64)):
-        similarity = {j: float(q @ np.asarray(document[j], np.float64)) for j in columns}
-        for j in sorted(columns, key=lambda j: (-similarity[j], j))[:count]:
-            total += similarity[j] * uq[i] * ud[j]
-            mass += uq[i] * (ud[j] if normalizer == "alignment" else 1)
-    return total / mass if mass > 0 else 0.0
-
-
-def pack(matrices, dim):
-    offsets = np.concatenate([[0], np.cumsum([len(m) for m in matrices])]).astype(np.int64)
-    return np.concatenate([np.empty((0, dim)), *matrices]), offsets
-
-
-def one(alignment, uq=None, ud=None, query=Q, document=D, **how):
-    return align_packed(query, document, np.array([0, len(document)]), alignment, uq, ud, **how)[0]
-
-
-def of_similarities(rows):
-    """A query and a document whose similarities are these: unit vectors, and columns."""
-    rows = np.asarray(rows, dtype=float)
-    return {"query": np.eye(len(rows)), "document": rows.T}
-
-
-strategies = st.one_of(st.integers(1, 20).map(TopK), st.sampled_from([0, 0.005, 0.1, 0.29, 0.5, 0.75, 1.0]).map(TopP))
-
-
-@st.composite
-def ragged(draw):
-    """Queries and documents, some empty; whole numbers, so that similarities are exact and often equal; saliences."""
-    dim = draw(st.sampled_from([1, 2, 5]))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    lengths = draw(st.lists(st.sampled_from([0, 1, 2, 3, 7, 30]), min_size=0, max_size=6))
-    query_lengths = draw(st.lists(st.integers(0, 4), min_size=1, max_size=3))
-    low = draw(st.sampled_from([-3, -6]))  # -6: with positive queries every similarity is negative
-    queries = [rng.integers(1 if low == -6 else -3, 4, (n, dim)).astype(float) for n in query_lengths]
-    documents = [rng.integers(low, low + 6, (n, dim)).astype(float) for n in lengths]
-
-    def saliences(n):
-        return rng.random(n) * (rng.random(n) < 0.7)
-
-    return dim, queries, documents, [saliences(n) for n in query_lengths], [saliences(n) for n in lengths]
 
 
 @given(ragged(), strategies, st.sampled_from(VARIANTS), st.booleans(), st.booleans(), st.sampled_from([8, 1 << 18]))
@@ -135,7 +79,11 @@ def test_pairs_add_up_to_the_score(case, alignment, variant):
         np.testing.assert_allclose(pairs.contribution.sum(), score if len(document) else 0, atol=1e-5)
         similarity = queries[0][pairs.query] @ document.T if len(document) else np.empty((0, 0))
         np.testing.assert_allclose(pairs.similarity, similarity[np.arange(len(pairs.query)), pairs.document])
-        np.testing.assert_allclose(pairs.weight, uqs[0][pairs.query] * ud[pairs.document])
+        saliences = uqs[0][pairs.query] * ud[pairs.document]
+        if isinstance(alignment, Soft):
+            assert (pairs.weight > 0).all() and (pairs.weight <= saliences + 1e-12).all()
+        else:
+            np.testing.assert_allclose(pairs.weight, saliences)
 
 
 @pytest.mark.parametrize(
@@ -385,6 +333,24 @@ def test_documents_anywhere_in_stored_vectors_of_any_type(dtype):
                 for a, b in zip(starts, ends)
             ]  # fmt: skip
             np.testing.assert_allclose(scores[i], expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("alignment", "ud"), [(TopK(2), None), (TopK(2), UD), (TopP(1), None), (Soft(2, 0.1), None)])
+def test_products_are_computed_where_they_should_be(alignment, ud):
+    one_query, offsets, run = np.array([0, 2]), np.array([0, 5]), (np.array([0]), np.array([5]))
+    ways = {
+        "packed": lambda device: align_packed(Q, D, offsets, alignment, UQ, ud, device=device),
+        "matrix": lambda device: align_matrix(Q, one_query, D, offsets, alignment, UQ, ud, device=device),
+        "stored": lambda device: align_stored(
+            Q, one_query, StoredVectors(D.astype(np.float32)), *run, alignment, UQ, ud, device=device
+        ),
+        "grid": lambda device: align_grid(Q, D, offsets, [alignment, TopK(3)], UQ, ud, device=device),
+        "pairs": lambda device: alignment_of(Q, D, alignment, UQ, ud, device=device).contribution,
+    }
+    for way in ways.values():
+        np.testing.assert_allclose(way("cpu"), way(None), atol=1e-6)
+        with pytest.raises(RuntimeError, match="nowhere"):
+            way("nowhere")
 
 
 def test_arrays_that_must_not_be_written_to_are_not():

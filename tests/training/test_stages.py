@@ -19,7 +19,9 @@ def settings(quick):
 def fitted_on(monkeypatch):
     """What a model's ``fit`` is called with, instead of training."""
     calls = []
-    monkeypatch.setattr(mv.ColBERT, "fit_encoder", lambda self, data, valid=None, **rest: calls.append((data, valid, rest)))
+    monkeypatch.setattr(
+        mv.ColBERT, "fit_encoder", lambda self, data, valid=None, **rest: calls.append((data, valid, rest))
+    )
     return calls
 
 
