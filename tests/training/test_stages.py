@@ -19,9 +19,11 @@ def settings(quick):
 def fitted_on(monkeypatch):
     """What a model's ``fit`` is called with, instead of training."""
     calls = []
-    monkeypatch.setattr(
-        mv.ColBERT, "fit_encoder", lambda self, data, valid=None, **rest: calls.append((data, valid, rest))
-    )
+
+    def fit_encoder(self, data, valid=None, **rest):
+        calls.append((data, valid, rest))
+
+    monkeypatch.setattr(mv.ColBERT, "fit_encoder", fit_encoder)
     return calls
 
 
