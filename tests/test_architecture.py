@@ -27,6 +27,7 @@ MODULES = {
     "pyterrier_mvret.encoders.own_module",
     "pyterrier_mvret.encoders.projection",
     "pyterrier_mvret.encoders.salience_heads",
+    "pyterrier_mvret.training.alignment",
     "pyterrier_mvret.training.frozen",
     "pyterrier_mvret.training.objectives",
     "pyterrier_mvret.training.similarity",
