@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it; a name equal to its module's last part is the module itself
 _PUBLIC = {
+    "Aligner": "pyterrier_mvret.methods.aligner",
     "ColBERT": "pyterrier_mvret.methods.colbert",
     "MultiVecIndex": "pyterrier_mvret.indexes.multivec",
     "Soft": "pyterrier_mvret.scoring.strategies",
@@ -24,6 +25,7 @@ _PUBLIC = {
     "datasets": "pyterrier_mvret.datasets",
     "explain": "pyterrier_mvret.explain",
     "heads": "pyterrier_mvret.encoders.heads",
+    "importance": "pyterrier_mvret.encoders.importance",
     "models": "pyterrier_mvret.encoders.models",
     "scoring": "pyterrier_mvret.scoring",
     "training": "pyterrier_mvret.training",
@@ -33,10 +35,11 @@ __all__ = [*_PUBLIC, "__version__"]
 
 if TYPE_CHECKING:
     from pyterrier_mvret import datasets, explain, scoring, training
-    from pyterrier_mvret.encoders import heads, models
+    from pyterrier_mvret.encoders import heads, importance, models
     from pyterrier_mvret.encoders.token_batch import TokenBatch
     from pyterrier_mvret.encoders.token_encoder import TokenEncoder
     from pyterrier_mvret.indexes.multivec import MultiVecIndex
+    from pyterrier_mvret.methods.aligner import Aligner
     from pyterrier_mvret.methods.colbert import ColBERT
     from pyterrier_mvret.scoring.strategies import Soft, TopK, TopP
 

@@ -1,6 +1,6 @@
 """Why a document got its score: alignments of tokens as data, and as a heat map."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,21 @@ if TYPE_CHECKING:
     from pyterrier_mvret.encoders.pruning import Pruning
     from pyterrier_mvret.encoders.token_batch import TokenBatch
     from pyterrier_mvret.encoders.token_encoder import TokenEncoder
-    from pyterrier_mvret.scoring import ScoringRule
+    from pyterrier_mvret.scoring import AlignedPairs, ScoringRule
+
+
+class Model(Protocol):
+    """What can be explained."""
+
+    encoder: "TokenEncoder"
+
+    @property
+    def scoring(self) -> "ScoringRule":
+        """The rule."""
+
+    @property
+    def pruning(self) -> "Pruning | None":
+        """Which tokens are kept."""
 
 
 def alignment(
@@ -20,10 +34,7 @@ def alignment(
     Raises:
         ValueError: a document without vectors has nothing to align with.
     """
-    q, d = _sides(encoder, query, text, pruning)
-    if not len(d.vectors):
-        raise ValueError("the text has no scored token: nothing to align with")
-    pairs = scoring.pairs(q.vectors, d.vectors, *((q.weights, d.weights) if scoring.salience else ()))
+    q, d, pairs = _aligned(encoder, scoring, query, text, pruning)
     frame = pd.DataFrame(
         {
             "query_token": np.array(_tokens(encoder, q.token_ids, len(q.vectors)), dtype=object)[pairs.query],
@@ -31,6 +42,7 @@ def alignment(
             "similarity": pairs.similarity,
             "weight": pairs.weight,
             "contribution": pairs.contribution,
+            "share": pairs.share,
             "query_position": pairs.query,
             "doc_position": pairs.document,
         }
@@ -43,37 +55,61 @@ def alignment(
     return frame
 
 
-def _sides(encoder: "TokenEncoder", query: str, text: str, pruning: "Pruning | None") -> "list[TokenBatch]":
+def _aligned(
+    encoder: "TokenEncoder", scoring: "ScoringRule", query: str, text: str, pruning: "Pruning | None"
+) -> "tuple[TokenBatch, TokenBatch, AlignedPairs]":
+    """Both sides, and the pairs that the score is made of."""
     if pruning is None:
-        return [encoder.encode_queries([query]), encoder.encode_docs([text])]
-    return [pruning.encoded(encoder, [query], "query", False), pruning.encoded(encoder, [text], "document", False)]
+        q, d = encoder.encode_queries([query]), encoder.encode_docs([text])
+    else:
+        q, d = (pruning.encoded(encoder, [query], "query", False), pruning.encoded(encoder, [text], "document", False))
+    if not len(d.vectors):
+        raise ValueError("the text has no scored token: nothing to align with")
+    return q, d, scoring.pairs(q.vectors, d.vectors, *((q.weights, d.weights) if scoring.salience else ()))
 
 
 def _tokens(encoder: "TokenEncoder", token_ids: Any, n: int) -> list[str]:
     return encoder.tokens(token_ids) if token_ids is not None else [f"#{i}" for i in range(n)]
 
 
-def heatmap(encoder: "TokenEncoder", query: str, text: str, ax: Any = None) -> Any:
-    """Draws all similarities of query and document tokens, the best of each query token framed.
+def heatmap(model: "Model", query: str, text: str, ax: Any = None) -> Any:
+    """Draws all similarities of query and document tokens; aligned pairs are framed, the heavier the more they weigh.
 
-    Needs matplotlib (extra ``plot``). Returns the axes.
+    Tokens with saliences are labelled with them. Needs matplotlib (extra ``plot``). Returns the axes.
+
+    Args:
+        model: a :class:`ColBERT`, an :class:`Aligner`.
+        query: the query.
+        text: the document's text.
+        ax: axes of matplotlib to draw on; none makes new ones.
 
     Raises:
         ImportError: matplotlib is not installed.
+        ValueError: the text has no scored token.
     """
     try:
         from matplotlib import pyplot
         from matplotlib.patches import Rectangle
     except ImportError as error:
         raise ImportError("drawing needs matplotlib: pip install 'pyterrier-mvret[plot]'") from error
-    q, d = encoder.encode_queries([query]), encoder.encode_docs([text])
+    q, d, pairs = _aligned(model.encoder, model.scoring, query, text, model.pruning)
     similarities = q.vectors @ d.vectors.T
     if ax is None:
         _, ax = pyplot.subplots(figsize=(2 + 0.3 * similarities.shape[1], 1.5 + 0.3 * similarities.shape[0]))
     image = ax.imshow(similarities, aspect="auto", cmap="viridis")
-    ax.set_xticks(range(len(d.vectors)), _tokens(encoder, d.token_ids, len(d.vectors)), rotation=90)
-    ax.set_yticks(range(len(q.vectors)), _tokens(encoder, q.token_ids, len(q.vectors)))
-    for row, column in enumerate(similarities.argmax(axis=1)):
-        ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=1.5))
+    weighed = model.scoring.salience
+    ax.set_xticks(range(len(d.vectors)), _labels(model.encoder, d, weighed), rotation=90)
+    ax.set_yticks(range(len(q.vectors)), _labels(model.encoder, q, weighed))
+    heaviest = pairs.weight.max(initial=0) or 1
+    for row, column, weight in zip(pairs.query, pairs.document, pairs.weight, strict=True):
+        width = 1.5 * weight / heaviest
+        ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=width))
     ax.figure.colorbar(image, ax=ax, label="similarity")
     return ax
+
+
+def _labels(encoder: "TokenEncoder", batch: "TokenBatch", weighed: bool) -> list[str]:
+    tokens = _tokens(encoder, batch.token_ids, len(batch.vectors))
+    if not weighed or batch.weights is None:
+        return tokens
+    return [f"{token} {weight:.2f}" for token, weight in zip(tokens, batch.weights, strict=True)]

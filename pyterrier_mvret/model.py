@@ -43,8 +43,8 @@ class TokenModel(Configured, ABC):
 
     def _check_saved(self) -> None:
         """ValueError where the encoder comes from a folder of this method that was saved with other settings."""
-        saved = _saved_settings(self.encoder.name)
-        if saved and saved.pop("method") == type(self).__name__ and saved != self._settings():
+        saved, own = _saved_settings(self.encoder.name), json.loads(json.dumps(self._settings()))
+        if saved and saved.pop("method") == type(self).__name__ and saved != own:
             raise ValueError(f"{self.encoder.name} was saved with {saved}: open it with {type(self).__name__}.load")
 
     @property
@@ -117,6 +117,7 @@ class TokenModel(Configured, ABC):
 
         Returns:
             One row a pair of tokens: ``query_token``, ``doc_token``, ``similarity``, ``weight``, ``contribution``,
+            ``share`` (of the score),
             ``query_position``, ``doc_position``, and character offsets ``query_start``, ``query_end``, ``doc_start``,
             ``doc_end`` (equal where a token stands for no text); of a model with salience heads also
             ``query_salience`` and ``doc_salience``, whose product is the weight.
@@ -161,7 +162,8 @@ class TokenModel(Configured, ABC):
         if saved["method"] != name:
             raise ValueError(f"{path} was saved by {saved['method']}: open it with {saved['method']}.load")
         saved.pop("method")
-        return cls(str(path), **cls._arguments(saved), **settings)
+        make: Any = cls
+        return make(str(path), **cls._arguments(saved), **settings)
 
 
 def _saved_settings(name: Any) -> dict[str, Any] | None:

@@ -21,11 +21,13 @@ ALLOWED = {
     "explain": {"component", "frames", "encoders", "scoring"},
     "datasets": {"component", "frames"},
 }
-# files that define subclasses of torch's modules: they import torch, and are imported only inside of functions
+# files that define subclasses of torch's classes: they import torch, and are imported only inside of functions
 MODULES = {
+    "pyterrier_mvret.encoders.attention",
     "pyterrier_mvret.encoders.own_module",
     "pyterrier_mvret.encoders.projection",
     "pyterrier_mvret.encoders.salience_heads",
+    "pyterrier_mvret.training.alignment",
     "pyterrier_mvret.training.frozen",
     "pyterrier_mvret.training.objectives",
     "pyterrier_mvret.training.similarity",

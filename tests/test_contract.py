@@ -4,6 +4,7 @@ import copy
 import inspect
 import pkgutil
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import pytest
 import pyterrier_mvret as mv
 from pyterrier_mvret.component import Component
 from pyterrier_mvret.encoders.stages import TextScorer
+from tests.encoders.test_salience import with_heads
 
 TEXTS = {"d1": "a cat sat on the mat", "d2": "the sky is blue", "d3": "a dog ran fast in the rain", "d4": ""}
 
@@ -31,10 +33,21 @@ class Counting(mv.TokenEncoder):
 
 @pytest.fixture(scope="module")
 def parts(tiny, tmp_path_factory):
-    colbert = mv.ColBERT(Counting(tiny, device="cpu"))
-    index = mv.MultiVecIndex(tmp_path_factory.mktemp("contract") / "docs.mv", store_ids=True, store_offsets=True)
-    (colbert.doc_encoder() >> index).index([{"docno": d, "text": t} for d, t in TEXTS.items()])
-    return colbert, index
+    """Models and their indexes: a plain one, and one that prunes and weighs tokens."""
+    folder = tmp_path_factory.mktemp("contract")
+    with_heads(tiny).save(folder / "salient")
+    parts = SimpleNamespace(
+        colbert=mv.ColBERT(Counting(tiny, device="cpu")),
+        aligner=mv.Aligner(
+            Counting(folder / "salient", device="cpu"), mv.TopK(2), normalizer="query", query_keep=0.5, doc_keep=0.6
+        ),
+        index=mv.MultiVecIndex(folder / "docs.mv", store_ids=True, store_offsets=True),
+        weighed=mv.MultiVecIndex(folder / "weighed.mv", store_weights=True),
+    )
+    corpus = [{"docno": d, "text": t} for d, t in TEXTS.items()]
+    (parts.colbert.doc_encoder() >> parts.index).index(corpus)
+    (parts.aligner.doc_encoder() >> parts.weighed).index(corpus)
+    return parts
 
 
 def queries() -> pd.DataFrame:
@@ -56,49 +69,86 @@ def documents() -> pd.DataFrame:
     return pd.DataFrame([{"docno": d, "text": t, "url": f"u{d}"} for d, t in TEXTS.items()])
 
 
-# stage -> (how to make it, the same with another setting, an example frame, the columns it adds)
+# stage -> (how to make it, the same with another setting, an example frame, the columns it adds); what comes after a
+# comma is another case of the same stage
 STAGES = {
     "QueryEncoder": (
-        lambda c, i: c.query_encoder(),
-        lambda c, i: mv.ColBERT(c.encoder.name, query_length=8).query_encoder(),
-        lambda c: queries(),
+        lambda p: p.colbert.query_encoder(),
+        lambda p: mv.ColBERT(p.colbert.encoder.name, query_length=8).query_encoder(),
+        lambda p: queries(),
         {"query_embs", "query_tok_ids", "query_encoder"},
     ),
+    "QueryEncoder, weighed and pruned": (
+        lambda p: p.aligner.query_encoder(),
+        lambda p: p.aligner.query_encoder(refine="full"),
+        lambda p: queries(),
+        {"query_embs", "query_tok_ids", "query_weights", "query_encoder"},
+    ),
     "DocEncoder": (
-        lambda c, i: c.doc_encoder(),
-        lambda c, i: c.doc_encoder(text_field="title"),
-        lambda c: documents(),
+        lambda p: p.colbert.doc_encoder(),
+        lambda p: p.colbert.doc_encoder(text_field="title"),
+        lambda p: documents(),
         {"doc_embs", "doc_tok_ids", "doc_tok_offsets", "doc_encoder"},
     ),
+    "DocEncoder, weighed and pruned": (
+        lambda p: p.aligner.doc_encoder(),
+        lambda p: p.aligner.doc_encoder(refine="full"),
+        lambda p: documents(),
+        {"doc_embs", "doc_tok_ids", "doc_tok_offsets", "doc_weights", "doc_encoder"},
+    ),
     "TextScorer": (
-        lambda c, i: TextScorer(c.encoder, c.scoring),
-        lambda c, i: TextScorer(c.encoder, mv.scoring.MaxSim("l2")),
-        lambda c: results(),
+        lambda p: TextScorer(p.colbert.encoder, p.colbert.scoring),
+        lambda p: TextScorer(p.colbert.encoder, mv.scoring.MaxSim("l2")),
+        lambda p: results(),
         set(),
     ),
     "TrainableScorer": (
-        lambda c, i: c.text_scorer(max_steps=1),
-        lambda c, i: mv.ColBERT(c.encoder, normalize="query").text_scorer(),
-        lambda c: results(),
+        lambda p: p.colbert.text_scorer(max_steps=1),
+        lambda p: mv.ColBERT(p.colbert.encoder, normalize="query").text_scorer(),
+        lambda p: results(),
+        set(),
+    ),
+    "TrainableScorer, weighed and pruned": (
+        lambda p: p.aligner.text_scorer(),
+        lambda p: p.aligner.text_scorer(refine="full"),
+        lambda p: results(),
         set(),
     ),
     "MultiVecRetriever": (
-        lambda c, i: i.retriever(),
-        lambda c, i: i.retriever(num_results=2),
-        lambda c: c.query_encoder()(queries()),
+        lambda p: p.index.retriever(),
+        lambda p: p.index.retriever(num_results=2),
+        lambda p: p.colbert.query_encoder()(queries()),
+        {"docno", "score", "rank"},
+    ),
+    "MultiVecRetriever, weighed": (
+        lambda p: p.weighed.retriever(p.aligner),
+        lambda p: p.weighed.retriever(mv.scoring.Alignment(mv.TopP(0.5))),
+        lambda p: p.aligner.query_encoder()(queries()),
         {"docno", "score", "rank"},
     ),
     "MultiVecScorer": (
-        lambda c, i: i.scorer(),
-        lambda c, i: i.scorer(mv.scoring.MaxSim("l2")),
-        lambda c: c.query_encoder()(results()),
+        lambda p: p.index.scorer(),
+        lambda p: p.index.scorer(mv.scoring.MaxSim("l2")),
+        lambda p: p.colbert.query_encoder()(results()),
+        set(),
+    ),
+    "MultiVecScorer, weighed": (
+        lambda p: p.weighed.scorer(p.aligner),
+        lambda p: p.weighed.scorer(),
+        lambda p: p.aligner.query_encoder()(results()),
         set(),
     ),
     "VecLoader": (
-        lambda c, i: i.vec_loader(),
-        lambda c, i: mv.MultiVecIndex("elsewhere.mv").vec_loader(),
-        lambda c: results(),
+        lambda p: p.index.vec_loader(),
+        lambda p: mv.MultiVecIndex("elsewhere.mv").vec_loader(),
+        lambda p: results(),
         {"doc_embs", "doc_tok_ids", "doc_tok_offsets", "doc_encoder"},
+    ),
+    "VecLoader, weighed": (
+        lambda p: p.weighed.vec_loader(),
+        lambda p: mv.MultiVecIndex("elsewhere.mv").vec_loader(),
+        lambda p: results(),
+        {"doc_embs", "doc_weights", "doc_encoder"},
     ),
 }
 
@@ -106,8 +156,7 @@ STAGES = {
 @pytest.fixture(params=STAGES)
 def case(request, parts):
     make, make_other, example, added = STAGES[request.param]
-    colbert, index = parts
-    return make(colbert, index), make(colbert, index), make_other(colbert, index), example(colbert), added
+    return make(parts), make(parts), make_other(parts), example(parts), added
 
 
 def same(a: pd.DataFrame, b: pd.DataFrame) -> None:
@@ -158,10 +207,11 @@ def test_2_empty_in_same_columns_out_nothing_loaded(case):
     fresh = copy.copy(stage)
     if "encoder" in vars(fresh):
         fresh.encoder = mv.TokenEncoder("no/such/model")
-    if isinstance(getattr(fresh, "model", None), mv.ColBERT):
+    if getattr(fresh, "model", None) is not None:
         fresh.model = mv.ColBERT("no/such/model")
     if hasattr(fresh, "source"):
-        fresh.source = mv.MultiVecIndex("/no/such/index.mv", store_ids=True, store_offsets=True)
+        stored = {s: getattr(fresh.source, s) for s in ("store_ids", "store_offsets", "store_weights")}
+        fresh.source = mv.MultiVecIndex("/no/such/index.mv", **stored)
     assert list(fresh(frame.iloc[:0]).columns) == list(empty.columns)
     for column, dtype in empty.dtypes.items():
         if column in ("score", "rank"):

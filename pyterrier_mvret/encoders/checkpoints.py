@@ -193,7 +193,7 @@ def _load(folder: Path, **arguments: Any) -> "MultiVectorEncoder":
     from pyterrier_mvret.encoders.projection import Projection
     from pyterrier_mvret.encoders.salience_heads import SalienceHeads
 
-    own = {_OWN: Projection, SALIENCE: SalienceHeads}
+    own: dict[str, Any] = {_OWN: Projection, SALIENCE: SalienceHeads}
     return MultiVectorEncoder._load_with_module_classes(str(folder), own, **arguments)
 
 

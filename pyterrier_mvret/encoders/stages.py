@@ -10,6 +10,7 @@ import pyterrier as pt
 
 from pyterrier_mvret import frames
 from pyterrier_mvret.component import Component
+from pyterrier_mvret.scoring import MaxSim
 from pyterrier_mvret.scoring.ragged import ragged_rows
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class TextScorer(Component):
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         rows = ragged_rows(documents.offsets[:-1][at], lengths)
         packed = documents.vectors[rows]
-        if not self.scoring.salience or documents.weights is None:
+        if isinstance(self.scoring, MaxSim) or documents.weights is None:
             return self.scoring.scores(query, packed, offsets, weights)
         return self.scoring.scores(query, packed, offsets, weights, documents.weights[rows])
 

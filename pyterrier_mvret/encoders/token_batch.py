@@ -18,6 +18,8 @@ class TokenBatch:
         spans: (tokens, 2) int32, characters ``[start, end)`` of each token in its text; ``[0, 0]`` for tokens that
             stand for no text (markers, separators, expansion); none after token pooling or with a slow tokeniser.
         weights: (tokens,) float32 token weights, where the encoder has any.
+        importance: (tokens,) float32, what ranks tokens when only a share of them is kept (higher is rather kept),
+            where it was asked for or the encoder has salience heads; none after token pooling.
 
     >>> batch = TokenBatch(np.eye(3, dtype=np.float32), np.array([0, 2, 3]))
     >>> len(batch), batch[1]
@@ -29,6 +31,7 @@ class TokenBatch:
     token_ids: npt.NDArray[np.int32] | None = None
     spans: npt.NDArray[np.int32] | None = None
     weights: npt.NDArray[np.float32] | None = None
+    importance: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

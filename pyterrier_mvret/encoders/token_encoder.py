@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,9 +18,14 @@ from pyterrier_mvret.encoders.token_batch import TokenBatch
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
 
+    from pyterrier_mvret.encoders.importance import Importance
+
 Task = Literal["query", "document"]
+Fields = dict[str, npt.NDArray[Any]]  # of one text, by their names in a TokenBatch; all have one row a token
 _DTYPES = ("float32", "bfloat16", "float16")
 _BACKENDS = ("torch", "openvino")
+# what modules of a model may say of each token, and the field that takes it
+_SAID = (("token_weights", "weights"), ("token_importance", "importance"))
 
 
 class TokenEncoder(Configured):
@@ -119,15 +126,22 @@ class TokenEncoder(Configured):
 
     # ------------------------------------------------------------------ encoding
 
-    def encode_queries(self, texts: Sequence[str], verbose: bool | None = None) -> TokenBatch:
+    def encode_queries(
+        self, texts: Sequence[str], verbose: bool | None = None, importance: "Importance | None" = None
+    ) -> TokenBatch:
         """Token vectors of queries; expansion rows, markers and separators are scored and so included.
 
         Args:
             texts: the queries; equal ones are encoded once, an empty one still has its special tokens.
             verbose: a progress bar over batches; none means the encoder's own setting.
+            importance: what the batch's ``importance`` holds; none means the outputs of the model's salience heads,
+                where it has any.
 
         Returns:
             A batch with one entry a text, in the order given: vectors (tokens, dim) float32.
+
+        Raises:
+            ValueError: one string instead of a list, or an importance that this encoder cannot give.
 
         >>> import pyterrier_mvret as mv
         >>> encoder = mv.TokenEncoder(mv.models.MINILM, query_expansion=True, query_length=8)
@@ -135,9 +149,11 @@ class TokenEncoder(Configured):
         >>> encoder.tokens(batch.token_ids)
         ['[CLS]', 'who', 'sat', '?', '[SEP]', '[MASK]', '[MASK]', '[MASK]']
         """
-        return self._encode(texts, "query", verbose)
+        return self._encode(texts, "query", verbose, importance)
 
-    def encode_docs(self, texts: Sequence[str], verbose: bool | None = None) -> TokenBatch:
+    def encode_docs(
+        self, texts: Sequence[str], verbose: bool | None = None, importance: "Importance | None" = None
+    ) -> TokenBatch:
         """Token vectors of documents, without the tokens of the skiplist; arguments and result as for queries.
 
         >>> import pyterrier_mvret as mv
@@ -146,36 +162,32 @@ class TokenEncoder(Configured):
         >>> encoder.tokens(batch.token_ids), batch.vectors.shape
         (['[CLS]', 'a', 'cat', 'it', '[SEP]'], (5, 384))
         """
-        return self._encode(texts, "document", verbose)
+        return self._encode(texts, "document", verbose, importance)
 
-    def _encode(self, texts: Sequence[str], task: Task, verbose: bool | None) -> TokenBatch:
+    def _encode(
+        self, texts: Sequence[str], task: Task, verbose: bool | None, importance: "Importance | None"
+    ) -> TokenBatch:
         if isinstance(texts, str):
             raise ValueError("expected a list of texts, got one string")
+        if not len(texts):  # nothing to do: nothing is loaded
+            return _nothing(importance is not None)
         # equal texts are encoded once
         place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        parts: list[tuple[npt.NDArray[Any], ...]] = [()] * len(place)
+        parts: list[Fields] = [{}] * len(place)
         what = "queries" if task == "query" else "documents"
         show = self.verbose if verbose is None else verbose
-        if place:
+        with importance.watching(self.model) if importance is not None else nullcontext():
             encoded = self._forward(list(place), task)
             for i, part in pt.tqdm(encoded, total=len(place), desc=f"encoding {what}", unit="text", disable=not show):
                 parts[i] = part
         rows = [parts[place[text]] for text in texts]
-        lengths = [len(row[0]) for row in rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+        fields = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        offsets = np.cumsum([0, *(len(row["vectors"]) for row in rows)], dtype=np.int64)
+        batch = TokenBatch(offsets=offsets, **fields)
+        return batch if importance is None else replace(batch, importance=importance.scores(batch))
 
-        def packed(field: int, empty: npt.NDArray[Any]) -> Any:
-            return np.concatenate([row[field] for row in rows]) if rows else empty
-
-        vectors = packed(0, np.empty((0, self.dim if rows else 0), np.float32))
-        if rows and len(rows[0]) == 1:
-            return TokenBatch(vectors, offsets)
-        token_ids = packed(1, np.empty(0, np.int32))
-        spans = packed(2, np.empty((0, 2), np.int32)) if not rows or len(rows[0]) == 3 else None
-        return TokenBatch(vectors, offsets, token_ids, spans)
-
-    def _forward(self, texts: list[str], task: Task) -> Iterator[tuple[int, tuple[npt.NDArray[Any], ...]]]:
-        """Places of texts, each with its scored vectors, token ids and character spans; in no order to rely on."""
+    def _forward(self, texts: list[str], task: Task) -> Iterator[tuple[int, Fields]]:
+        """Places of texts, each with what its batch holds of it; in no order to rely on."""
         model = self.model
         training = model.training
         model.eval()  # no dropout, also between two steps of training
@@ -186,9 +198,7 @@ class TokenEncoder(Configured):
             model.train(training)
 
     @staticmethod
-    def _batch(
-        model: "MultiVectorEncoder", features: dict[str, Any], task: Task
-    ) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+    def _batch(model: "MultiVectorEncoder", features: dict[str, Any], task: Task) -> Iterator[Fields]:
         """One batch through the model, as one gather a field: rows of a text are views of the batch's arrays."""
         import torch
         from sentence_transformers.util import batch_to_device
@@ -202,15 +212,17 @@ class TokenEncoder(Configured):
                 # lengths that were rounded to half precision are off by up to a hundredth: made one again
                 rows = rows.float()
                 rows = torch.nn.functional.normalize(rows, dim=-1) if settings.normalizes(model) else rows
-        fields = [rows.cpu().numpy()]
+        fields: Fields = {"vectors": rows.cpu().numpy()}
         kept, token_ids = mask.cpu().numpy(), out["input_ids"]
         if mask.shape == token_ids.shape and not settings.pools(model, task):  # else a row is no longer one token
-            fields.append(token_ids.cpu().numpy()[kept].astype(np.int32))
+            fields["token_ids"] = token_ids.cpu().numpy()[kept].astype(np.int32)
             if spans is not None:
                 prefix = model.prompts.get(task) or ""
-                fields.append(_places(spans.cpu().numpy(), kept.shape, len(prefix))[kept])
+                fields["spans"] = _places(spans.cpu().numpy(), kept.shape, len(prefix))[kept]
+            fields |= {field: out[name][mask].float().cpu().numpy() for name, field in _SAID if name in out}
         ends = np.cumsum(kept.sum(1))[:-1]
-        return zip(*(np.split(field, ends) for field in fields), strict=True)
+        texts = zip(*(np.split(field, ends) for field in fields.values()), strict=True)
+        return (dict(zip(fields, text, strict=True)) for text in texts)
 
     def tokens(self, token_ids: npt.NDArray[Any]) -> list[str]:
         """The vocabulary's spelling of token ids."""
@@ -369,6 +381,13 @@ class TokenEncoder(Configured):
     def __getstate__(self) -> Mapping[str, Any]:
         # settings travel, weights do not: a copy in another process opens the checkpoint itself
         return {k: v for k, v in self.__dict__.items() if k not in ("_opened", "_weights", "_at")}
+
+
+def _nothing(ranked: bool) -> TokenBatch:
+    """The batch of no texts."""
+    ids, spans = np.empty(0, np.int32), np.empty((0, 2), np.int32)
+    importance = np.empty(0, np.float32) if ranked else None
+    return TokenBatch(np.empty((0, 0), np.float32), np.zeros(1, np.int64), ids, spans, importance=importance)
 
 
 def _places(spans: npt.NDArray[Any], shape: tuple[int, ...], prefix: int) -> npt.NDArray[np.int32]:

@@ -60,8 +60,9 @@ def choose(
     """The strategy that ranks judged topics best, unless it is too close to ``TopK(1)`` to be told from it.
 
     The paper takes the best mean (nDCG@10 of eight topics; Table 2 has what it gains), which is ``margin=0``. It
-    loses where one token is best already, as chance then decides; so by default (our choice) the gain over
-    ``TopK(1)`` must exceed one standard error of the topics' differences. Measure on other topics than these.
+    loses where one token is best already, as chance then decides among nine; so by default (our choice) the gain over
+    ``TopK(1)`` must exceed one standard error of the topics' differences; two are safer where little is to be gained
+    (``benchmarks/alignment_adaptation.py``). Measure on other topics than these.
 
     Args:
         results: candidates: ``qid``, ``docno``. Topics without judgements are left out.

@@ -60,17 +60,17 @@ class TrainableScorer(TextScorer, pt.Estimator):
     # what the model has now, not what it had when the stage was made
 
     @property
-    def encoder(self) -> TokenEncoder:
+    def encoder(self) -> TokenEncoder:  # type: ignore[override]
         """The model's."""
         return self.model.encoder
 
     @property
-    def scoring(self) -> ScoringRule:
+    def scoring(self) -> ScoringRule:  # type: ignore[override]
         """The model's."""
         return self.model.scoring
 
     @property
-    def pruning(self) -> "Pruning | None":
+    def pruning(self) -> "Pruning | None":  # type: ignore[override]
         """The model's, unless all tokens are to be scored."""
         return self.model.pruning if self.refine == "pruned" else None
 

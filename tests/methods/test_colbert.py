@@ -179,7 +179,7 @@ def test_explanation_adds_up_to_the_score(tiny_encoder):
 def test_heatmap(colbert):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
-    ax = mv.explain.heatmap(colbert.encoder, "a cat", "a cat sat")
+    ax = mv.explain.heatmap(colbert, "a cat", "a cat sat")
     assert len(ax.patches) == 12
     assert [t.get_text() for t in ax.get_xticklabels()] == ["[CLS]", "[unused1]", "a", "cat", "sat", "[SEP]"]
 

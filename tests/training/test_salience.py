@@ -1,0 +1,112 @@
+"""Training with a sparse alignment in the loss, and of salience heads."""
+
+import copy
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import pytest
+
+import pyterrier_mvret as mv
+from pyterrier_mvret.encoders import salience
+from tests.encoders.test_salience import with_heads
+from tests.methods.test_colbert import corpus
+
+
+@pytest.fixture
+def quick(no_cards):
+    return {"verbose": False, "batch_size": 4, "max_steps": 3, "learning_rate": 1e-2, "train": "head"}
+
+
+def losses(model):
+    return model.history["loss"].dropna().to_numpy()
+
+
+def test_training_without_salience_is_colberts(tiny, toy, quick):
+    aligner, colbert = mv.Aligner(tiny, device="cpu"), mv.ColBERT(tiny, device="cpu", normalize="query")
+    aligner.fit_encoder(toy.pairs, gate="none", **quick)
+    colbert.fit(toy.pairs, loss=mv.training.Contrastive(scale=20), **quick)
+    np.testing.assert_array_equal(losses(aligner), losses(colbert))
+    assert aligner.encoder.space.rpartition("#")[2] == colbert.encoder.space.rpartition("#")[2]
+    assert not aligner.encoder.has_salience
+
+
+@pytest.mark.parametrize("alignment", [mv.TopK(1), mv.TopK(3), mv.TopP(0.3), mv.Soft(1, 0.1)], ids=repr)
+def test_the_first_loss_is_that_of_the_scores(tiny, toy, quick, alignment):
+    import torch
+
+    aligner = mv.Aligner(with_heads(tiny), alignment, normalizer="query")
+    results = toy.results[toy.results["qid"].isin([str(i) for i in range(4)])]
+    results = results[results["docno"].isin([f"d{i}" for i in range(4)])]
+    found = aligner.text_scorer()(results).sort_values(["qid", "docno"])
+    scores = found["score"].to_numpy().reshape(4, 4)
+    expected = torch.nn.functional.cross_entropy(torch.tensor(scores * 20), torch.arange(4)).item()
+    data = toy.pairs.select(range(4))
+    aligner.fit_encoder(data, **{**quick, "max_steps": 1})
+    assert losses(aligner)[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_heads_are_trained_with_the_head_and_alone(tiny, toy, quick, tmp_path):
+    aligner = mv.Aligner(tiny, device="cpu", normalizer="query")
+    aligner.fit_encoder(toy.pairs, alpha_d=0.3, gate="relu", path=tmp_path / "model", **quick)
+    heads = salience.heads_of(aligner.encoder.model)
+    assert (heads.gate, heads.document_share) == ("relu", 0.3)
+    again = mv.Aligner.load(tmp_path / "model", device="cpu")
+    assert again == mv.Aligner.load(tmp_path / "model", device="cpu")
+    assert again.normalizer == "query"
+    before = again.doc_encoder()(pd.DataFrame(corpus()))
+    again.fit_encoder(toy.pairs, gate="lp", **{**quick, "train": "salience"})
+    after = again.doc_encoder()(pd.DataFrame(corpus()))
+    for a, b in zip(before["doc_embs"], after["doc_embs"], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert any(not np.allclose(a, b) for a, b in zip(before["doc_weights"], after["doc_weights"], strict=True))
+    assert salience.heads_of(again.encoder.model).gate == "lp"
+
+
+def test_saliences_without_a_budget_are_driven_down_by_l1(tiny, toy, quick):
+    means = {}
+    for l1 in (0.0, 10.0):
+        aligner = mv.Aligner(tiny, device="cpu")
+        aligner.fit_encoder(toy.pairs, gate="l1", l1=l1, **quick)
+        means[l1] = np.concatenate(aligner.doc_encoder()(pd.DataFrame(corpus()))["doc_weights"].tolist()).mean()
+    assert means[10.0] < means[0.0] - 0.01
+    with pytest.raises(ValueError, match="gate='l1'"):
+        mv.Aligner(tiny, device="cpu").fit_encoder(toy.pairs, l1=1.0, **quick)
+
+
+def test_gradient_caching_reaches_the_heads(tiny, toy, quick):
+    trained = []
+    for size in (None, 2):
+        aligner = mv.Aligner(tiny, device="cpu", normalizer="query")
+        aligner.fit_encoder(toy.pairs, mini_batch_size=size, **quick)
+        trained.append(salience.heads_of(aligner.encoder.model).document_salience.weight.detach().numpy())
+    np.testing.assert_allclose(*trained, atol=1e-5)
+    assert not np.allclose(trained[0], salience.heads_of(fresh(tiny)).document_salience.weight.detach().numpy())
+
+
+def fresh(tiny):
+    model = copy.deepcopy(mv.TokenEncoder(tiny, device="cpu").model)
+    salience.SalienceSettings()(model)
+    return model
+
+
+def test_a_set_validates_by_its_loss_with_saliences(tiny, toy, quick):
+    aligner = mv.Aligner(tiny, device="cpu")
+    aligner.fit_encoder(toy.pairs, toy.pairs, evaluations=1, **quick)
+    assert aligner.history["valid_loss"].notna().sum() >= 1
+
+
+def test_a_run_with_other_heads_is_not_resumed(tiny, toy, quick, tmp_path):
+    mv.Aligner(tiny, device="cpu").fit_encoder(toy.pairs, path=tmp_path / "m", **quick)
+    again = mv.Aligner(tiny, device="cpu").fit_encoder(toy.pairs, path=tmp_path / "m", resume=True, **quick)
+    assert again.encoder.has_salience
+    with pytest.raises(ValueError, match="prepare was"):
+        mv.Aligner(tiny, device="cpu").fit_encoder(toy.pairs, path=tmp_path / "m", resume=True, alpha_d=0.2, **quick)
+
+
+def test_a_pipeline_trains_it(tiny, toy, quick):
+    aligner = mv.Aligner(tiny, device="cpu")
+    pipeline = pt.apply.generic(lambda q: toy.results.merge(q[["qid"]])) >> aligner.text_scorer(n=2, **quick)
+    pipeline.fit(toy.topics, toy.qrels)
+    assert aligner.encoder.has_salience
+    assert len(losses(aligner)) == 3
