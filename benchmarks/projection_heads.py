@@ -19,6 +19,7 @@ import platform
 import sys
 import tempfile
 import time
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -60,14 +61,19 @@ class Collection:
         self.name = name
         self.documents, self.topics, self.qrels = load(collection=str(data / name))
         self.docnos = np.array([d["docno"] for d in self.documents])
-        file = cache / f"{name}.npz"
+        self._cache = cache
+
+    @cached_property
+    def states(self) -> dict[str, np.ndarray]:
+        """Of documents and topics; computed once, and read where they are asked for."""
+        file = self._cache / f"{self.name}.npz"
         if not file.exists():
             states = mv.TokenEncoder(mv.models.MINILM, normalize=False, doc_length=DOC_LENGTH, verbose=True)
             docs = states.encode_docs([d["text"] for d in self.documents])
             queries = states.encode_queries(self.topics["query"].tolist())
             np.savez(file, dv=docs.vectors.astype(np.float16), do=docs.offsets, qv=queries.vectors, qo=queries.offsets)
         with np.load(file) as stored:
-            self.states = {name: stored[name] for name in stored.files}
+            return {name: stored[name] for name in stored.files}
 
     def halves(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Topics to train on and topics to test."""
