@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from aligner_conditions import CANDIDATES, MEASURES, Condition, Tested, fractional, outcomes, through
+from aligner_conditions import CANDIDATES, MEASURES, SHARES, Condition, Tested, fractional, outcomes, through
 from aligner_contrasts import contrasts, spread, summary
 from projection_heads import (
     BATCH,
@@ -61,6 +61,17 @@ class Run:
         if self.gate == "none":
             return ("off",)
         return ("alignment", "query", "off", *(("salient",) if self.align_over == "salient" else ()))
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """Rules that are printed: of variants of R0 but the normaliser's those as trained, and without saliences."""
+        as_trained = "salient" if self.align_over == "salient" else "alignment"
+        return (as_trained, "off") if self.shares != (0.5, 0.4) or as_trained == "salient" else self.scores
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Of tokens for which gates open."""
+        return self.alpha_q, self.alpha_d
 
     @property
     def curve(self) -> tuple[str, ...]:
@@ -122,8 +133,8 @@ def run(data_folder: Path, cache: Path, target: Path, seeds: tuple[int, ...]) ->
         mv.training.refuse_test_topics(data, test.topics, qids=False)  # collections number topics alike
     topics_folder = cache / "aligner"
     topics_folder.mkdir(exist_ok=True)
-    found = json.loads(target.read_text()) if target.exists() else {"runs": [], "results": table([])}
-    found = {"about": about(len(data), tests), **found}
+    nothing = {"about": about(len(data), tests), "runs": [], "results": table([])}
+    found = json.loads(target.read_text()) if target.exists() else nothing
     done = {(r["run"], r["seed"]) for r in found["runs"]}
     states = mv.training.StateCache(gib=8)
     check_no_salience(data, states)
@@ -207,6 +218,7 @@ def about(rows: int, tests: list[Tested]) -> dict:
         "model": "all-MiniLM-L6-v2, still; linear head of 128 dimensions, salience heads on its vectors",
         "training": f"{rows} rows, {NEGATIVES} BM25 negatives each, {STEPS} steps of {BATCH}, {TRAIN_LENGTH} tokens, "
         "rate 1e-3 (salience heads 1e-2), scale 20, epsilon 0.002",
+        "seconds": "of training, on a machine that others used",
         "tests": {test.name: len(test.topics) for test in tests},
         "documents": {test.name: len(test.docnos) for test in tests},
         "machine": platform.processor() or platform.machine(),
@@ -216,16 +228,22 @@ def about(rows: int, tests: list[Tested]) -> dict:
 
 def show(found: dict) -> None:
     """Means and spreads over seeds: pruned and not, the curve, and what was compared."""
+    settings = pd.DataFrame(found["runs"]).drop(columns=["seed", "gates", "loss", "seconds"])
+    print(settings.drop_duplicates().fillna("").to_string(index=False))
     rows = frame(found["results"])
-    rows = rows[rows["candidates"] != CANDIDATES[1]]
+    # as trained, and without saliences; of refined searches the smallest share alone
+    told = pd.Series([score in RUNS[run].told for run, score in zip(rows["run"], rows["score"], strict=True)])
+    hardest = (rows["doc_share"] == SHARES[-1][1]) & (rows["candidates"] == CANDIDATES[-1])
+    rows = rows[told & ((rows["refine"] != "full") | hardest)]
+    alone = (rows["query_share"] == 1) & (rows["doc_share"] < 1)
     tables = {
-        "all tokens, or shares of query and document tokens kept": (rows["query_share"] < 1) | (rows["doc_share"] == 1),
-        "all query tokens, shares of document tokens kept": (rows["query_share"] == 1) & rows["run"].isin(CURVES),
+        "all tokens, or shares of query and document tokens kept (best: with all tokens)": rows[~alone],
+        "all query tokens, shares of document tokens kept": rows[alone],
     }
     for collection in found["about"]["tests"]:
-        for title, chosen in tables.items():
+        for title, shown in tables.items():
             print(f"\n{collection}, nDCG@10: {title}\n")
-            print(side_by_side(rows[chosen & (rows["collection"] == collection)]).to_string(na_rep=""))
+            print(side_by_side(shown[shown["collection"] == collection]).to_string(na_rep=""))
     print("\nCompared as planned: differences of nDCG@10 (std over seeds), p after Holm within a collection\n")
     planned = frame(found["contrasts"])
     numbers = planned[["delta", "delta std", "holm"]].to_numpy()
@@ -236,8 +254,8 @@ def show(found: dict) -> None:
 
 def side_by_side(rows: pd.DataFrame) -> pd.DataFrame:
     """A row for each run, way of pruning and rule; a column for each pair of shares."""
-    shares = rows[["query_share", "doc_share", "refine"]].to_numpy()
-    columns = [f"{q:g}/{d:g} {refine}".strip() for q, d, refine in shares]
+    shares = rows[["query_share", "doc_share", "refine", "candidates"]].to_numpy()
+    columns = [f"{q:g}/{d:g} {f'best {n}' if refine == 'full' else refine}".strip() for q, d, refine, n in shares]
     order = sorted(set(columns), key=lambda name: (name.partition(" ")[2], *(-float(n) for n in _numbers(name))))
     cells = rows.assign(shares=columns).pivot_table(
         index=["run", "by", "score"],

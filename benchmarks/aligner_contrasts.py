@@ -64,9 +64,12 @@ def of_side(topics: pd.DataFrame, side: Side) -> pd.DataFrame:
 
 
 def summary(topics: pd.DataFrame, measure: str = "nDCG@10") -> list[dict]:
-    """Each run under each condition against R0 under the same; one without salience against R0 as it was trained."""
+    """Each run against R0 under the same condition; one without salience against R0 as it was trained.
+
+    Refined rankings are left out: they differ little from those of all tokens.
+    """
     rows = []
-    for collection, mine in topics.groupby("collection", sort=False):
+    for collection, mine in topics[topics["refine"] != "full"].groupby("collection", sort=False):
         values = {key: by_seed(part, measure) for key, part in mine.groupby(["run", *WHERE], sort=False)}
         family = []
         for (run, score, by, *where), found in values.items():
