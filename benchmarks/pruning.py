@@ -24,19 +24,19 @@ import pandas as pd
 import pyterrier as pt
 from ir_measures import RR, R, nDCG
 from limits import about
-from pyterrier_mvret.importance import IDF, Attention, First, Random, pruned
 
 import pyterrier_mvret as mv
+from pyterrier_mvret.encoders.importance import IDF, Attention, First, Random, pruned
 
 HERE = Path(__file__).resolve().parent
 FILE = HERE / "pruning.json"
 sys.path.insert(0, str(HERE.parent / "examples"))
 from common import load  # noqa: E402
 
-COLLECTIONS = ("cranfield", "vaswani", "scifact", "msmarco-dl19-mini")
+COLLECTIONS = ("cranfield", "cacm", "msmarco-dl19-mini", "vaswani")
 SHARES = (0.6, 0.4, 0.2, 0.1)
 MEASURES = [nDCG @ 10, RR @ 10, R @ 100]
-ROUNDS, DEPTH = 5, 1000
+ROUNDS, DEPTH = 3, 1000
 
 
 def indexed(folder: Path, docnos: list[str], batch: mv.TokenBatch) -> mv.MultiVecIndex:
