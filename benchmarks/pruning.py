@@ -5,7 +5,7 @@
 
 Tokens are ranked without training: by the attention they receive, by inverse document frequency, and by two controls,
 first tokens and random ones. Queries keep all tokens. ``refine="pruned"`` scores the kept tokens alone, from an index
-of nothing else; ``refine="full"`` is the paper's way: the 100 documents that the pruned index finds (the paper: 1,000) are
+of nothing else; ``refine="full"`` is the paper's way: the 100 documents that the pruned index finds (paper: 1,000) are
 scored by all their tokens, from a second index. Every document is searched; documents end at 180 tokens; float16. Times
 are of the whole search behind the query encoder, medians of rounds in which the ways take turns: read them as ratios to
 all tokens.
