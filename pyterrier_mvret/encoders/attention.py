@@ -39,6 +39,13 @@ def watched(model: "MultiVectorEncoder") -> Iterator[None]:
     Raises:
         ValueError: the transformer's forward is not PyTorch's; or, at a forward, its attention is computed by a kernel
             that cannot be watched (flash attention).
+
+    >>> import pyterrier_mvret as mv
+    >>> model = mv.TokenEncoder(mv.models.MINILM, device="cpu").model
+    >>> with torch.inference_mode(), watched(model):
+    ...     features = model(model.preprocess(["a cat", "the cat sat"], task="document"), task="document")
+    >>> features["token_importance"].shape, features["token_importance"].sum(1).round(decimals=3)
+    (torch.Size([2, 5]), tensor([1., 1.]))
     """
     transformer: Any = model[0]
     for module in (transformer, getattr(transformer, "auto_model", transformer)):
