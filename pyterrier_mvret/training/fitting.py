@@ -161,6 +161,8 @@ def _train(
                 runner.add_callback(EarlyStoppingCallback(how.early_stopping))
             with trainer.one_bar(runner, verbose):
                 runner.train(resume_from_checkpoint=last)
+            # else what was trained in half precision would go on encoding in it
+            runner.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise ValueError(f"training diverged: {name} is no longer finite; try a lower learning_rate")
