@@ -273,14 +273,16 @@ class Aligner(TokenModel):
             valid: as there.
             gate: how gates of salience open (:func:`~pyterrier_mvret.scoring.salience.saliences`): ``"lp"`` is the
                 paper's; ``"relu"``, ``"hard"`` and ``"l1"`` (with ``l1=``) are compared there; ``"none"`` attaches no
-                heads. With ``salience=False`` in the constructor none are attached either.
+                heads, and those that are there weigh all tokens alike. With ``salience=False`` in the constructor none
+                are attached either.
             alpha_q: share of a query's tokens for which gates open.
             alpha_d: the same of a document's.
             epsilon: weight of the entropy in the gates' program.
             head_seed: of the heads' first weights; heads that are there go on from theirs.
             **settings: as for :func:`~pyterrier_mvret.training.fit`. Scores lie in [-1, 1], so the default loss is
-                ``Contrastive(scale=20)``; salience heads learn at 1e-2 (our choices: the paper gives neither).
-                ``train="salience"`` trains the heads alone.
+                ``Contrastive(scale=20)``; salience heads learn at 1e-2 (our choices: the paper gives neither), or
+                at what ``learning_rate_mapping={"_salience": ...}`` says. ``train="salience"`` trains the heads alone,
+                at ``learning_rate``.
 
         Returns:
             The model itself; ``history`` has the curves.
@@ -296,10 +298,12 @@ class Aligner(TokenModel):
         (6,)
         """
         heads = SalienceSettings(gate, alpha_q, alpha_d, epsilon, head_seed)
-        wanted = self.salience and gate != "none"
         settings = {"loss": Contrastive(scale=20), **settings}
-        if wanted:
-            settings = {"learning_rate_mapping": {r"_salience\.": 1e-2}, "prepare": heads, **settings}
+        if self.salience and (gate != "none" or self.encoder.has_salience):
+            settings = {"prepare": heads, **settings}
+            if settings.get("train") != "salience":  # alone, they have the learning rate for themselves
+                rates = {r"_salience\.": 1e-2, **settings.get("learning_rate_mapping", {})}
+                settings["learning_rate_mapping"] = rates
         return super().fit_encoder(data, valid, **settings)
 
     # ------------------------------------------------------------------ files

@@ -76,7 +76,9 @@ def test_a_document_of_two_queries_does_not_meet_itself_in_a_batch(toy):
 def test_half_precision_ends_with_training(colbert, toy, quick):
     """A float32 encoder that stays in memory must not go on in another arithmetic than the one that is saved."""
     model, seen = colbert(), []
-    hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda *_: seen.append(torch.is_autocast_enabled("cpu"))
+    )
     try:
         model.fit(toy.pairs, bf16=True, **quick)
         assert any(seen)

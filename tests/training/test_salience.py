@@ -74,6 +74,62 @@ def test_saliences_without_a_budget_are_driven_down_by_l1(tiny, toy, quick):
         mv.Aligner(tiny, device="cpu").fit_encoder(toy.pairs, l1=1.0, **quick)
 
 
+@pytest.mark.parametrize(
+    ("settings", "linear", "queries", "documents"),
+    [
+        ({"train": "all", "learning_rate": 1e-5}, 1e-5, 1e-2, 1e-2),
+        ({"learning_rate_mapping": {"linear": 1e-4}}, 1e-4, 1e-2, 1e-2),
+        ({"learning_rate_mapping": {"query_salience": 3.0}}, 1e-3, 3.0, 1e-2),
+        ({"train": "salience"}, None, 1e-3, 1e-3),
+        ({"train": "salience", "learning_rate": None}, None, 1e-2, 1e-2),
+        ({"gate": "l1", "l1": 0.1}, 1e-3, 1e-2, 1e-2),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_heads_learn_at_a_rate_of_their_own(tiny, toy, quick, monkeypatch, settings, linear, queries, documents):
+    from pyterrier_mvret.training.trainer import PartTrainer
+
+    create, found = PartTrainer.create_optimizer, {}
+
+    def created(self, *args, **kwargs):
+        optimizer = create(self, *args, **kwargs)
+        names = {id(weight): name for name, weight in self.model.named_parameters()}
+        for group in optimizer.param_groups:
+            found.update({names[id(weight)]: (group["lr"], group["weight_decay"]) for weight in group["params"]})
+        return optimizer
+
+    monkeypatch.setattr(PartTrainer, "create_optimizer", created)
+    settings = {**quick, "max_steps": 1, "weight_decay": 0.3, "learning_rate": 1e-3, **settings}
+    mv.Aligner(tiny, device="cpu").fit_encoder(toy.pairs, **settings)
+    assert found.get("1.linear.weight") == (None if linear is None else (linear, 0.3))
+    for head, rate in (("4.query_salience", queries), ("4.document_salience", documents)):
+        assert (found[f"{head}.weight"], found[f"{head}.bias"]) == ((rate, 0.3), (rate, 0))
+
+
+def test_heads_that_no_score_depends_on_are_not_trained(tiny, toy, quick):
+    for model, settings in (
+        (mv.Aligner(with_heads(tiny), salience=False), {}),
+        (mv.Aligner(with_heads(tiny)), {"gate": "none"}),
+        (mv.Aligner(tiny, device="cpu"), {"gate": "none"}),
+        (mv.ColBERT(with_heads(tiny)), {}),
+    ):
+        with pytest.raises(ValueError, match="train='salience' needs salience heads"):
+            model.fit_encoder(toy.pairs, **{**quick, "train": "salience", **settings})
+    with pytest.raises(ValueError, match="gate='l1' that weigh in scores"):
+        mv.Aligner(with_heads(tiny, gate="l1"), salience=False).fit_encoder(toy.pairs, l1=1.0, **quick)
+
+
+def test_heads_that_are_there_are_left_out_by_the_gate(tiny, toy, quick):
+    aligner, colbert = mv.Aligner(with_heads(tiny)), mv.ColBERT(tiny, device="cpu", normalize="query")
+    before = salience.heads_of(aligner.encoder.model).document_salience.weight.clone()
+    aligner.fit_encoder(toy.pairs, gate="none", **quick)
+    colbert.fit(toy.pairs, loss=mv.training.Contrastive(scale=20), **quick)
+    np.testing.assert_array_equal(losses(aligner), losses(colbert))
+    assert (salience.heads_of(aligner.encoder.model).document_salience.weight == before).all()
+    scores = [model.text_scorer()(toy.results)["score"] for model in (aligner, colbert)]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+
+
 def test_gradient_caching_reaches_the_heads(tiny, toy, quick):
     trained = []
     for size in (None, 2):
