@@ -240,6 +240,8 @@ class TokenEncoder(Configured):
         """Whether the model has salience heads; read from the checkpoint's list of modules where it is not open."""
         if not isinstance(self.name, str):
             return salience.heads_of(self.name) is not None
+        if self._opened is not None:
+            return salience.heads_of(self.model) is not None
         folder = checkpoints.local_folder(self.name, self.revision, self.cache_folder, self.trust_remote_code)
         return checkpoints.names_module(folder, checkpoints.SALIENCE)
 

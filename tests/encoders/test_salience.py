@@ -113,6 +113,23 @@ def test_saliences_are_carried_as_one_more_dimension(salient):
     assert model.get_embedding_dimension() == 8
 
 
+def test_heads_come_after_all_that_is_there(tiny, tmp_path):
+    """Also where the encoder was opened without one of its modules, and that was not the last."""
+    from sentence_transformers import MultiVectorEncoder
+
+    model = mv.TokenEncoder(tiny, device="cpu").model
+    transformer, projection, mask, normalize = model
+    MultiVectorEncoder(modules=[transformer, projection, normalize, mask], prompts=model.prompts).save(str(tmp_path))
+    plain = mv.TokenEncoder(tmp_path, device="cpu", normalize=False)
+    kinds = [type(module) for module in plain.model]
+    assert kinds == [type(transformer), type(projection), type(mask)]
+    model = copy.deepcopy(plain.model)
+    SalienceSettings()(model)
+    assert [type(module) for module in model][:-1] == kinds
+    a, b = plain.encode_docs(TEXTS), mv.TokenEncoder(model).encode_docs(TEXTS)
+    np.testing.assert_array_equal(a.vectors, b.vectors)  # without the mask, there were more of them
+
+
 def test_what_would_change_their_vectors_is_refused(salient, tmp_path):
     salient.save(tmp_path / "model")
     for settings in ({"normalize": False}, {"token_pooling": 2}):
