@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pyterrier_mvret.scoring import EMPTY_DOCUMENT, MaxSim, Soft, TopK
-from pyterrier_mvret.scoring.aligned import AlignOver, Normalizer, Rule
+from pyterrier_mvret.scoring.aligned import LEAST_MASS, AlignOver, Normalizer, Rule
 from pyterrier_mvret.scoring.salience import entropy_lp, hard_gate
 from pyterrier_mvret.scoring.strategies import Strategy
 
@@ -151,7 +151,7 @@ class AlignmentSimilarity:
         weight = aligned * u * v
         mass = weight if self._rule.normalizer == "alignment" else aligned * u
         sums, total = (weight * similarities).sum((-2, -1)), mass.sum((-2, -1))
-        some = total > torch.finfo(total.dtype).tiny  # by less, gradients would be infinite
+        some = total > LEAST_MASS
         return torch.where(some, sums / torch.where(some, total, 1), 0)
 
 
