@@ -39,9 +39,10 @@ Refine = Literal["pruned", "full"]
 class Aligner(TokenModel):
     """Each query token aligns with several document tokens, and tokens have saliences.
 
-    Scores are weighted means of cosines, so at most 1. Works with every multi-vector checkpoint: alignment and pruning
-    need no training. Saliences come from heads that :meth:`fit_encoder` trains; without them all tokens weigh alike,
-    and ``TopK(1)`` ranks as ColBERT does.
+    Scores are weighted means of cosines, so at most 1; with ``normalizer="query"`` at most the largest salience of a
+    document token, which has no bound. Works with every multi-vector checkpoint: alignment and pruning need no
+    training. Saliences come from heads that :meth:`fit_encoder` trains; without them all tokens weigh alike, and
+    ``TopK(1)`` ranks as ColBERT does.
 
     Args:
         encoder: a :class:`TokenEncoder`, or what its first argument may be (a folder, a name on the Hub, a model).
@@ -270,7 +271,7 @@ class Aligner(TokenModel):
 
         Args:
             data: a training set, as for ``fit`` of ColBERT.
-            valid: as there.
+            valid: as there; results are scored by all tokens, whatever ``query_keep`` and ``doc_keep`` are.
             gate: how gates of salience open (:func:`~pyterrier_mvret.scoring.salience.saliences`): ``"lp"`` is the
                 paper's; ``"relu"``, ``"hard"`` and ``"l1"`` (with ``l1=``) are compared there; ``"none"`` attaches no
                 heads, and those that are there weigh all tokens alike. With ``salience=False`` in the constructor none
