@@ -85,6 +85,17 @@ def test_heads_are_saved_and_read_back(salient, tiny, tmp_path):
     assert "salience" not in mv.TokenEncoder(tiny).describe()["document"]
 
 
+def test_the_librarys_own_loader_asks_for_trust(salient, tmp_path):
+    from sentence_transformers import MultiVectorEncoder
+
+    salient.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="(?s)SalienceHeads.*trust_remote_code"):
+        MultiVectorEncoder(str(tmp_path / "model"), device="cpu")
+    opened = MultiVectorEncoder(str(tmp_path / "model"), device="cpu", trust_remote_code=True)
+    vectors = opened.encode_document(TEXTS[:1], convert_to_numpy=True)[0]
+    np.testing.assert_allclose(vectors, salient.encode_docs(TEXTS[:1]).vectors, atol=1e-5)
+
+
 def test_settings_of_heads_are_part_of_the_space(tiny):
     spaces = {with_heads(tiny, **s).space for s in ({}, {"alpha_d": 0.2}, {"gate": "relu"}, {"epsilon": 0.1})}
     assert len(spaces) == 4
