@@ -57,11 +57,6 @@ class TokenModel(Configured, ABC):
         """Which tokens are kept; none keeps all."""
         return None
 
-    @property
-    def weighed(self) -> bool:
-        """Whether tokens come with saliences that the rule reads."""
-        return self.scoring.salience and self.encoder.has_salience
-
     def query_encoder(self) -> QueryEncoder:
         """Q (or R) with ``query`` -> the same with ``query_embs``, one (tokens, dim) float32 array a query.
 
@@ -70,7 +65,7 @@ class TokenModel(Configured, ABC):
         >>> encode(pd.DataFrame({"qid": ["1"], "query": ["a cat"]}))["query_embs"][0].shape
         (4, 384)
         """
-        return QueryEncoder(self.encoder, self.verbose, self.weighed, self.pruning)
+        return QueryEncoder(self.encoder, self.verbose, self.scoring.salience, self.pruning)
 
     def doc_encoder(self, text_field: str = "text") -> DocEncoder:
         """D with text -> D with ``doc_embs``; the first stage of an indexing pipeline.
@@ -80,7 +75,8 @@ class TokenModel(Configured, ABC):
         >>> encode(pd.DataFrame({"docno": ["d"], "text": ["A cat sat."]}))["doc_embs"][0].shape
         (6, 384)
         """
-        return DocEncoder(self.encoder, self.scoring, text_field, self.verbose, self.weighed, self.pruning)
+        rule = self.scoring
+        return DocEncoder(self.encoder, rule, text_field, self.verbose, rule.salience, self.pruning)
 
     def text_scorer(self, text_field: str = "text", **training: Any) -> TrainableScorer:
         """R with ``query`` and text -> R, encoding both now; see the example of the class.

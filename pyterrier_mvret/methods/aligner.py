@@ -91,8 +91,7 @@ class Aligner(TokenModel):
         self.query_keep, self.doc_keep = query_keep, doc_keep
         self.keep_by, self.verbose = keep_by, verbose
         self._check_saved()
-        self.scoring  # noqa: B018 (says at once what is out of range)
-        Pruning(named(keep_by or "first"), query_keep, doc_keep)
+        self.scoring, self.pruning  # noqa: B018 (say at once what is out of range)
 
     @property
     def scoring(self) -> Alignment:
@@ -102,10 +101,8 @@ class Aligner(TokenModel):
     @property
     def pruning(self) -> Pruning | None:
         """Which tokens are kept; none keeps all."""
-        if self.query_keep is None and self.doc_keep is None:
-            return None
-        by = self.keep_by or ("salience" if self.encoder.has_salience else "attention")
-        return Pruning(named(by), self.query_keep, self.doc_keep)
+        kept = Pruning(None if self.keep_by is None else named(self.keep_by), self.query_keep, self.doc_keep)
+        return None if kept.query is None and kept.document is None else kept
 
     # ------------------------------------------------------------------ verbs
 
@@ -116,14 +113,14 @@ class Aligner(TokenModel):
             refine: ``"pruned"`` keeps ``query_keep`` of the tokens; ``"full"`` keeps all, for the stage of the paper
                 that refines what a pruned search found with all vectors of query and document.
         """
-        return QueryEncoder(self.encoder, self.verbose, self.weighed, self._pruning(refine))
+        return QueryEncoder(self.encoder, self.verbose, self.salience, self._pruning(refine))
 
     def doc_encoder(self, text_field: str = "text", refine: Refine = "pruned") -> DocEncoder:
         """D with text -> D with ``doc_embs``, and ``doc_weights`` where there are heads; see :meth:`query_encoder`.
 
         Saliences are those of the whole text, also where only some of its tokens are kept.
         """
-        return DocEncoder(self.encoder, self.scoring, text_field, self.verbose, self.weighed, self._pruning(refine))
+        return DocEncoder(self.encoder, self.scoring, text_field, self.verbose, self.salience, self._pruning(refine))
 
     def text_scorer(self, text_field: str = "text", refine: Refine = "pruned", **training: Any) -> TrainableScorer:
         """R with ``query`` and text -> R, encoding both now, with the tokens that :meth:`query_encoder` says.

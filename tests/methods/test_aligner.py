@@ -6,7 +6,7 @@ import pyterrier as pt
 import pytest
 
 import pyterrier_mvret as mv
-from pyterrier_mvret.encoders.importance import IDF, First
+from pyterrier_mvret.encoders.importance import IDF, Attention, First, Salience
 from pyterrier_mvret.scoring import Alignment, align_packed
 from tests.encoders.test_salience import with_heads
 from tests.methods.test_colbert import QUERIES, TEXTS, candidates, corpus
@@ -130,8 +130,8 @@ def test_refinement_with_all_tokens_after_a_pruned_search(salient, tmp_path):
 
 
 def test_what_ranks_tokens_is_told_or_follows_the_encoder(tiny, salient):
-    assert repr(mv.Aligner(tiny, doc_keep=0.5).pruning.by) == "Attention()"
-    assert repr(mv.Aligner(salient, doc_keep=0.5).pruning.by) == "Salience()"
+    for encoder, by in ((mv.TokenEncoder(tiny), Attention()), (salient, Salience())):
+        assert mv.Aligner(encoder, doc_keep=0.5).pruning.ranking(encoder) == by
     assert mv.Aligner(tiny, doc_keep=0.5, keep_by="first").pruning.by == First()
     assert mv.Aligner(tiny).pruning is None
     documents = pd.DataFrame(corpus())
@@ -140,6 +140,27 @@ def test_what_ranks_tokens_is_told_or_follows_the_encoder(tiny, salient):
         np.testing.assert_allclose(few, all_[: len(few)], atol=1e-6)
     with pytest.raises(ValueError, match="salience heads"):
         mv.Aligner(tiny, doc_keep=0.5, keep_by="salience").doc_encoder()(documents)
+
+
+def test_stages_made_before_training_have_its_heads(tiny):
+    aligner = mv.Aligner(mv.TokenEncoder(copy.deepcopy(mv.TokenEncoder(tiny, device="cpu").model)), **PRUNED)
+    queries, documents, frame = aligner.query_encoder(), aligner.doc_encoder(), pd.DataFrame(corpus())
+    assert "query_weights" not in queries(QUERIES).columns
+    assert '"by": {"kind": "attention"}' in documents(frame)["doc_encoder"][0]
+    aligner.encoder.adopt(with_heads(tiny).model)
+    for old, new, on in ((queries, aligner.query_encoder(), QUERIES), (documents, aligner.doc_encoder(), frame)):
+        assert old == new
+        for some in (on, on.iloc[:0]):
+            assert old(some).columns.tolist() == new(some).columns.tolist()
+            assert old(some).filter(regex="_weights$").shape[1] == 1
+    assert '"by": {"kind": "salience"}' in documents(frame)["doc_encoder"][0]
+
+
+def test_making_stages_opens_no_checkpoint():
+    aligner = mv.Aligner("nobody/nothing", doc_keep=0.5)
+    stages = [aligner.query_encoder(), aligner.doc_encoder(), aligner.text_scorer()]
+    with pytest.raises(OSError, match="no checkpoint 'nobody/nothing'"):
+        stages[0](QUERIES)
 
 
 def test_documents_pruned_otherwise_do_not_join(tiny, tmp_path):
