@@ -160,8 +160,11 @@ class TextScorer(Component):
     def _weights(
         self, inp: pd.DataFrame, rows: npt.NDArray[np.intp], encoded: "TokenBatch", i: int
     ) -> npt.NDArray[Any] | None:
-        """Of a query's tokens: those of the frame, else the encoder's saliences where the rule has any use for them."""
-        given = frames.query_weights(inp, rows, len(encoded[i]))
+        """Of a query's tokens: those of the frame, else the encoder's saliences where the rule has any use for them.
+
+        Weights beside vectors are of those vectors' tokens, perhaps another model's or fewer: not of these.
+        """
+        given = None if frames.QUERY_EMBS in inp.columns else frames.query_weights(inp, rows, len(encoded[i]))
         if given is not None or not self.scoring.salience or encoded.weights is None:
             return given
         return encoded.weights[encoded.rows(i)]

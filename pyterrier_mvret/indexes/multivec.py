@@ -190,7 +190,7 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
                 manifest["dim"],
                 store_ids=manifest["store_ids"],
                 store_offsets=manifest["store_offsets"],
-                store_weights=manifest.get("store_weights", False),
+                store_weights=self._store_weights(manifest),
                 known=(lambda names: opened.positions(names) >= 0) if opened is not None else None,
                 check_encoder=lambda found: self._check_encoder(manifest, found),
                 quantized=manifest.get("quantize"),
@@ -249,6 +249,11 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
             "encoder": None,
             "segments": [],
         }
+
+    def _store_weights(self, manifest: dict[str, Any]) -> bool | None:
+        """As in the index, if it has documents that say; none leaves it to the first document."""
+        present = manifest.get("store_weights", False)
+        return self.store_weights if present is None else present
 
     def _check_encoder(self, manifest: dict[str, Any], found: dict[str, Any] | None) -> None:
         """The first document fixes the encoder; later ones must have been made, and be scored, in the same way."""

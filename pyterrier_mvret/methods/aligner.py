@@ -19,6 +19,7 @@ from pyterrier_mvret.encoders.pruning import Pruning
 from pyterrier_mvret.encoders.salience import SalienceSettings
 from pyterrier_mvret.encoders.stages import DocEncoder, QueryEncoder
 from pyterrier_mvret.encoders.token_encoder import TokenEncoder
+from pyterrier_mvret.indexes.stages import scoring_by
 from pyterrier_mvret.model import TokenModel
 from pyterrier_mvret.scoring import Alignment, TopK, align_grid, rule_of
 from pyterrier_mvret.scoring.aligned import AlignOver, Normalizer
@@ -177,7 +178,8 @@ class Aligner(TokenModel):
             The model itself, with the alignment that was chosen; ``adaptation`` has the whole grid.
 
         Raises:
-            ValueError: neither an index nor a retriever, no judged topic, or as ``choose``.
+            ValueError: neither an index nor a retriever, an index of another encoder or without the weights that
+                the model scores by, no judged topic, or as ``choose``.
 
         >>> import pyterrier_mvret as mv
         >>> documents = [{"docno": "a", "text": "Cats purr."}, {"docno": "b", "text": "The bank raised its rates."}]
@@ -194,15 +196,16 @@ class Aligner(TokenModel):
         asked = topics[topics["qid"].isin(relevant)]
         if not len(asked):
             raise ValueError("none of the topics has a relevant document in qrels")
+        if index is not None:
+            scoring_by(self, index.store)  # says what does not fit
         queries = self.query_encoder()
         if retriever is None:
             if index is None:
                 raise ValueError("give an index, or a retriever that finds candidates (with their text)")
             first = Alignment(TopK(1), self.normalizer, self.align_over, self.salience)
-            retriever = queries >> index.retriever(first, num_results=num_results)
-        candidates = retriever(asked)
-        if frames.QUERY_EMBS not in candidates.columns:
-            candidates = queries(candidates)
+            candidates = (queries >> index.retriever(first, num_results=num_results))(asked)
+        else:
+            candidates = queries(retriever(asked))  # anew, where another model's vectors found them
         vectors = self.doc_encoder() if index is None else index.vec_loader()
         scores = np.empty((len(grid), len(candidates)))
         for rows, part in self._scored(candidates, vectors, grid):

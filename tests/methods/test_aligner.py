@@ -8,6 +8,7 @@ import pytest
 import pyterrier_mvret as mv
 from pyterrier_mvret.encoders.importance import IDF, Attention, First, Salience
 from pyterrier_mvret.scoring import Alignment, align_packed
+from tests import checkpoints
 from tests.encoders.test_salience import with_heads
 from tests.methods.test_colbert import QUERIES, TEXTS, candidates, corpus
 
@@ -94,6 +95,34 @@ def test_an_index_without_weights_is_refused_where_they_count(salient, tmp_path)
     with pytest.raises(ValueError, match="holds no weights of document tokens"):
         index.scorer(mv.Aligner(salient))(queries)
     assert len(index.scorer(mv.Aligner(salient, salience=False))(queries))
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["model", "index"])
+def test_queries_without_saliences_are_refused_where_they_count(salient, tmp_path, told):
+    aligner = mv.Aligner(salient, mv.TopK(2))
+    index = indexed(aligner, tmp_path / "x.mv")
+    model = aligner if told else None
+    for other in (mv.ColBERT(salient), mv.Aligner(salient, salience=False)):
+        for stage, frame in ((index.scorer(model), candidates()), (index.retriever(model), QUERIES)):
+            with pytest.raises(ValueError, match="query '1' has no query_weights, and the model scores by them"):
+                stage(other.query_encoder()(frame))
+        alike = index.scorer(mv.Aligner(salient, mv.TopK(2), salience=False))
+        assert len(alike(other.query_encoder()(candidates())))
+
+
+@pytest.mark.parametrize("keep", [{}, PRUNED], ids=str)
+def test_texts_are_scored_whatever_vectors_found_them(tiny, salient, tmp_path, keep):
+    aligner = mv.Aligner(salient, mv.TopK(2), **keep)
+    found = aligner.query_encoder()(candidates())
+    for scorer in (mv.ColBERT(tiny).text_scorer(), aligner.text_scorer(), aligner.text_scorer(refine="full")):
+        pd.testing.assert_series_equal(scorer(found)["score"], scorer(candidates())["score"])
+
+
+def test_an_index_without_documents_finds_nothing(salient, tmp_path):
+    aligner, index = mv.Aligner(salient), mv.MultiVecIndex(tmp_path / "x.mv")
+    (aligner.doc_encoder() >> index).index([])
+    for model in (aligner, None):
+        assert len((aligner.query_encoder() >> index.retriever(model))(QUERIES)) == 0
 
 
 # ---------------------------------------------------------------- pruning
@@ -219,6 +248,22 @@ def test_candidates_come_once_from_any_pipeline_and_vectors_from_index_or_text(t
         aligner.fit(QUERIES, judged(), indexed(aligner, tmp_path / "x.mv") if stored else None, retriever=retriever)
         assert calls == [["1", "2"]]
         tables.append(aligner.adaptation.by_query)
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_vectors_of_other_models_choose_no_alignment(tiny, salient, tmp_path):
+    stranger = mv.ColBERT(checkpoints.sentence_encoder(tmp_path / "other"), init_projection=8, device="cpu")
+    strange, index = indexed(stranger, tmp_path / "s.mv"), indexed(mv.ColBERT(tiny), tmp_path / "x.mv")
+    retrieve = pt.apply.generic(lambda q: candidates().merge(q[["qid"]]))
+    with pytest.raises(ValueError, match="s.mv holds vectors of encoder"):
+        mv.Aligner(tiny).fit(QUERIES, judged(), strange, retriever=retrieve)
+    with pytest.raises(ValueError, match="holds no weights of document tokens"):
+        mv.Aligner(salient).fit(QUERIES, judged(), indexed(mv.ColBERT(salient), tmp_path / "w.mv"))
+    found = stranger.query_encoder() >> strange.retriever()
+    tables = [
+        mv.Aligner(tiny).fit(QUERIES, judged(), index, retriever=r).adaptation.by_query
+        for r in (found, found >> pt.apply.generic(lambda r: r[["qid", "query", "docno"]]))
+    ]
     pd.testing.assert_frame_equal(*tables)
 
 
