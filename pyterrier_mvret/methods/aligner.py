@@ -91,7 +91,7 @@ class Aligner(TokenModel):
         self.salience = salience
         self.query_keep, self.doc_keep = query_keep, doc_keep
         self.keep_by, self.verbose = keep_by, verbose
-        self._check_saved()
+        self._check_saved(encoder)
         self.scoring, self.pruning  # noqa: B018 (say at once what is out of range)
 
     @property
@@ -311,8 +311,9 @@ class Aligner(TokenModel):
 
     def _settings(self) -> dict[str, Any]:
         """The model's own settings as plain data."""
-        own = super()._settings()
-        own["alignment"] = self.scoring.describe()["alignment"]
+        own = {**super()._settings(), **self.scoring.describe()}
+        if self.pruning is not None:
+            own |= {"query_keep": self.pruning.query, "doc_keep": self.pruning.document}
         return {**own, "keep_by": None if self.keep_by is None else named(self.keep_by).to_dict()}
 
     @classmethod

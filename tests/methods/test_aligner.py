@@ -204,7 +204,7 @@ def test_documents_pruned_otherwise_do_not_join(tiny, tmp_path):
     [({"doc_keep": 0}, "share of document tokens kept must be above 0"), ({"query_keep": 1.5}, "from 0 to 1"),
      ({"alignment": "top"}, "alignment must be"), ({"normalizer": "doc"}, "normalizer must be one of"),
      ({"align_over": "some"}, "align_over must be one of"), ({"keep_by": "idf"}, r"IDF\.of"),
-     ({"keep_by": "best"}, "importance must be attention, first")],
+     ({"keep_by": "best"}, "importance must be attention, first"), ({"salience": "no"}, "salience must be True or")],
 )  # fmt: skip
 def test_settings_out_of_range_are_said_at_once(tiny, settings, message):
     with pytest.raises(ValueError, match=message):
@@ -333,6 +333,34 @@ def test_save_and_load(tiny, tmp_path, settings):
             mv.Aligner(tmp_path / "model")
     with pytest.raises(ValueError, match="was saved by Aligner"):
         mv.ColBERT.load(tmp_path / "model")
+
+
+def test_a_saved_model_is_scored_and_pruned_otherwise_where_one_says_so(salient, tmp_path):
+    mv.Aligner(salient, mv.TopK(2), doc_keep=0.5).save(tmp_path / "model")
+    again = mv.Aligner.load(tmp_path / "model", alignment=mv.TopP(0.5), doc_keep=0.2, device="cpu", verbose=True)
+    assert (again.alignment, again.doc_keep, again.encoder.device, again.verbose) == (mv.TopP(0.5), 0.2, "cpu", True)
+    swept = mv.Aligner(again.encoder, mv.TopK(3), doc_keep=0.3)
+    assert (swept.alignment, swept.doc_keep) == (mv.TopK(3), 0.3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [('{"method": "Ali', "pyterrier_mvret.json is damaged: Unterminated"), ("[]", "damaged: it names no method"),
+     ('{"method": "Aligner", "new": 1}', "is not of Aligner: missing or unknown: align_over, .*, new, ")],
+)  # fmt: skip
+def test_damaged_settings_are_named(tiny, tmp_path, content, message):
+    mv.Aligner(tiny).save(tmp_path / "model")
+    (tmp_path / "model" / "pyterrier_mvret.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        mv.Aligner.load(tmp_path / "model")
+
+
+def test_numbers_of_numpy_are_numbers(tiny, tmp_path):
+    aligner = mv.Aligner(tiny, salience=np.bool_(False), doc_keep=np.float32(0.2), query_keep=np.float32(0.7))
+    assert (aligner.pruning.document, aligner.pruning.query) == (0.2, 0.7)
+    assert indexed(aligner, tmp_path / "x.mv").manifest["encoder"]["document"]["kept"] == 0.2
+    aligner.save(tmp_path / "model")
+    assert mv.Aligner.load(tmp_path / "model").pruning == aligner.pruning
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
