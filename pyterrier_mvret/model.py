@@ -46,10 +46,10 @@ class TokenModel(Configured, ABC):
 
         A :class:`TokenEncoder` is free: whoever passes it says how it is scored.
         """
-        if isinstance(encoder, TokenEncoder):
+        saved = None if isinstance(encoder, TokenEncoder) else _saved_settings(self.encoder.name)
+        if saved is None or saved.pop("method") != type(self).__name__:
             return
-        saved, own = _saved_settings(self.encoder.name), json.loads(json.dumps(self._settings()))
-        if saved and saved.pop("method") == type(self).__name__ and saved != own:
+        if saved != json.loads(json.dumps(self._settings())):
             raise ValueError(f"{self.encoder.name} was saved with {saved}: open it with {type(self).__name__}.load")
 
     @property

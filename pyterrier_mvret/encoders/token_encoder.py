@@ -122,6 +122,11 @@ class TokenEncoder(Configured):
         self.revision, self.trust_remote_code, self.cache_folder = revision, trust_remote_code, cache_folder
         self.verbose = verbose
         if not isinstance(self.name, str):
+            if not hasattr(self.name, "named_parameters"):
+                raise ValueError(
+                    f"expected a folder, a name on the Hub or a MultiVectorEncoder, got {self.name!r} "
+                    "(of a model, pass its .encoder)"
+                )
             self._check_in_memory()
 
     # ------------------------------------------------------------------ encoding

@@ -152,7 +152,7 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         return MultiVecScorer(self, model, verbose)
 
     def vec_loader(self) -> VecLoader:
-        """Frames with ``docno`` -> the same with ``doc_embs`` (and ids and offsets where stored), as float32.
+        """Frames with ``docno`` -> the same with ``doc_embs`` (and ids, offsets and weights where stored), as float32.
 
         >>> import numpy as np, pandas as pd, tempfile
         >>> index = MultiVecIndex(tempfile.mkdtemp() + "/toy.mv")

@@ -107,7 +107,7 @@ def scoring_of(store: "Store") -> ScoringRule:
 
 def _checked_model(model: Any) -> Any:
     """A model, a scoring rule, or nothing."""
-    if model is None or hasattr(model, "scoring") or hasattr(model, "matrix"):
+    if model is None or (not isinstance(model, type) and (hasattr(model, "scoring") or hasattr(model, "matrix"))):
         return model
     raise ValueError(f"expected a model (such as ColBERT) or a scoring rule (such as MaxSim), got {model!r}")
 

@@ -249,7 +249,7 @@ class Aligner(TokenModel):
         return getattr(self, name)
 
     def set_parameter(self, name: str, value: Any) -> None:
-        """Changes a setting, also for the stages made before."""
+        """Changes a setting, also for the stages made before that score by this model."""
         self.get_parameter(name)
         setattr(self, name, value)
 

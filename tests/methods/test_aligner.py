@@ -355,6 +355,12 @@ def test_damaged_settings_are_named(tiny, tmp_path, content, message):
         mv.Aligner.load(tmp_path / "model")
 
 
+@pytest.mark.parametrize("wrong", [mv.TopK(2), 3, mv.ColBERT("nobody/nothing")], ids=repr)
+def test_what_is_no_encoder_is_said_at_once(wrong):
+    with pytest.raises(ValueError, match=r"expected a folder, .* got .*pass its \.encoder"):
+        mv.Aligner(wrong)
+
+
 def test_numbers_of_numpy_are_numbers(tiny, tmp_path):
     aligner = mv.Aligner(tiny, salience=np.bool_(False), doc_keep=np.float32(0.2), query_keep=np.float32(0.7))
     assert (aligner.pruning.document, aligner.pruning.query) == (0.2, 0.7)
