@@ -114,7 +114,8 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         """Q with ``query_embs`` -> R: the best documents, by exact scores; equal scores by docno.
 
         With ``candidates=None`` every document is scored. Otherwise all are looked up by their product-quantised codes
-        first, and only the candidates that look best are scored: more of them cost more time and miss less.
+        first, and only the candidates that look best are scored: more of them cost more time and miss less. Codes know
+        nothing of alignments beyond the best token, nor of document tokens' weights: rules with these miss more.
 
         Args:
             model: the model (or its scoring rule) that says how vectors are scored; none is that of the model that
