@@ -124,7 +124,8 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
                 the pipeline is compiled.
             candidates: documents that are picked by codes and scored exactly; segments without codes are scored whole
                 besides. ``"auto"`` is one document of 32, but 4,096 and ``num_results`` at least, where at least twice
-                as many have codes (see ``quantize`` of :class:`MultiVecIndex`), else all; none is all.
+                as many have codes (see ``quantize`` of :class:`MultiVecIndex`) and the rule ranks by the best document
+                token of each query token alone, as codes do; else all. None is all.
             batch_size: queries that share one pass over the index where every document is scored.
             device: where torch scores, ``"cuda"`` for example; none is the compiled kernel on the CPU.
             verbose: a progress bar over the passes.
@@ -266,7 +267,10 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
             raise ValueError(
                 f"{self.path} was built with encoder {old.get('space')}; these documents come from {new.get('space')}"
             )
-        for key in ("document", "scoring"):
+        rules = old.get("scoring"), new.get("scoring")
+        # what vectors and weights are does not depend on how they are aligned: the default stays that of the index
+        aligned = all(rule is not None and "alignment" in rule for rule in rules)
+        for key in ("document",) if aligned else ("document", "scoring"):
             if old.get(key) != new.get(key):
                 raise ValueError(f"{self.path} was built with {key}={old.get(key)!r}; these have {new.get(key)!r}")
 

@@ -166,7 +166,7 @@ class MultiVecRetriever(_QueryStage):
         """
         possible = store.quantized > 0 and store.takes_products(scoring)
         if self.candidates == "auto":
-            if not possible or self.num_results is None:
+            if not (possible and store.ranked_by_codes(scoring)) or self.num_results is None:
                 return None
             count = max(AUTO_CANDIDATES, store.quantized // _AUTO_SHARE, self.num_results)
             # picking pays only if it leaves most documents out

@@ -155,9 +155,17 @@ def test_the_rule_of_the_model_that_built_it_is_the_default(path, rule):
     index = mv.MultiVecIndex(path).index({**d, "doc_encoder": made} for d in weighed())
     assert mv.MultiVecIndex(path).scoring == rule
     pd.testing.assert_frame_equal(index.retriever()(asked()), index.retriever(rule)(asked()))
+
+
+def test_documents_join_whatever_alignment_their_model_has(path):
+    first, other = (Alignment(mv.TopK(k)) for k in (2, 7))
+    made = [json.dumps({"space": "m#1", "scoring": rule.describe()}) for rule in (first, other, MaxSim())]
+    index = mv.MultiVecIndex(path).index({**d, "doc_encoder": made[0]} for d in weighed())
+    index.indexer("append").index([{**weighed()[0], "docno": "new", "doc_encoder": made[1]}])
+    assert len(index) == 51
+    assert index.scoring == first  # the default stays
     with pytest.raises(ValueError, match="was built with scoring="):
-        other = json.dumps({"space": "m#1", "scoring": Alignment(mv.TopK(7)).describe()})
-        index.indexer("append").index([{**weighed()[0], "docno": "new", "doc_encoder": other}])
+        index.indexer("append").index([{**weighed()[0], "docno": "newer", "doc_encoder": made[2]}])
 
 
 def test_an_alignment_of_another_version_is_no_rule():
