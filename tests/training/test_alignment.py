@@ -4,7 +4,7 @@ import torch
 
 from pyterrier_mvret.scoring import EMPTY_DOCUMENT, MaxSim, Soft, TopK, TopP, align_matrix
 from pyterrier_mvret.scoring.salience import saliences
-from pyterrier_mvret.training import alignment
+from pyterrier_mvret.training import alignment, winners
 from pyterrier_mvret.training.alignment import AlignmentSimilarity
 from pyterrier_mvret.training.similarity import MaxSimSimilarity
 from tests.scoring.alignments import UD, UQ, VARIANTS, D, Q
@@ -18,7 +18,7 @@ every_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
 @pytest.fixture(params=["few", "all"])
 def way(request, monkeypatch):
     """Through the best similarities where they are few, in many blocks; and through all of them, in one."""
-    monkeypatch.setattr(alignment, *(("_PRODUCTS_AT_ONCE", 40) if request.param == "few" else ("_FEW", 0)))
+    monkeypatch.setattr(*((winners, "PRODUCTS_AT_ONCE", 40) if request.param == "few" else (alignment, "_FEW", 0)))
 
 
 def ragged(seed, queries=3, group=2, dim=4, empty=0.2):
@@ -246,7 +246,7 @@ def test_automatic_mixed_precision_does_not_round(strategy, way):
 
 @pytest.mark.parametrize("strategy", [TopK(1), TopK(3), TopK(20), Soft(1), Soft(2)], ids=str)
 def test_no_product_of_all_tokens_is_kept(strategy, monkeypatch):
-    monkeypatch.setattr(alignment, "_PRODUCTS_AT_ONCE", 5000)
+    monkeypatch.setattr(winners, "PRODUCTS_AT_ONCE", 5000)
     queries, documents = torch.rand(4, 6, 3, requires_grad=True), torch.rand(10, 2, 100, 3, requires_grad=True)
     sizes = []
 
