@@ -128,6 +128,39 @@ def heads() -> str:
     return "\n".join(["", *lines, ""])
 
 
+def alignment() -> str:
+    """What an alignment costs beside MaxSim."""
+    times = json.loads((HERE / "alignment.json").read_text())["milliseconds"]
+    lines = ["| alignment | ms, 1 thread | ratio | ms, 2 threads | ratio |", "|---|---:|---:|---:|---:|"]
+    for name, row in times.items():
+        cells = [f"{row[n]:.2f} | {row[n] / times['MaxSim'][n]:.2f}" for n in ("threads 1", "threads 2")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(["", *lines, ""])
+
+
+def pruning() -> str:
+    """nDCG@10 by share of tokens, ranking and refinement."""
+    rows = json.loads((HERE / "pruning.json").read_text())["rows"]
+    kinds = list(dict.fromkeys(row["by"] for row in rows if row["by"]))
+    lines = [
+        f"| collection | kept | refine | {' | '.join(kinds)} | bytes | time |",
+        "|---|---:|---|" + "---:|" * (len(kinds) + 2),
+    ]
+    for name in dict.fromkeys(row["collection"] for row in rows):
+        mine = [row for row in rows if row["collection"] == name]
+        whole = mine[0]
+        lines.append(
+            f"| {name} | 100 % | | {' | '.join([format(whole['nDCG@10'], '.3f')] * len(kinds))} | 1.00 | 1.00 |"
+        )
+        for kept, refine in dict.fromkeys((row["kept"], row["refine"]) for row in mine[1:]):
+            some = {row["by"]: row for row in mine if (row["kept"], row["refine"]) == (kept, refine)}
+            one = some[kinds[0]]
+            cells = [f"{some[kind]['nDCG@10']:.3f}" for kind in kinds]
+            cells += [f"{one['bytes'] / whole['bytes']:.2f}", f"{one['ms a query'] / whole['ms a query']:.2f}"]
+            lines.append(f"| {name} | {kept:.0%} | {refine} | {' | '.join(cells)} |".replace("%", " %"))
+    return "\n".join(["", *lines, ""])
+
+
 def training() -> str:
     """Speed and memory of training."""
     results = json.loads((HERE / "training.json").read_text())
@@ -147,6 +180,8 @@ def filled(text: str) -> str:
         ("fidelity", fidelity()),
         ("latency", latency()),
         ("heads", heads()),
+        ("alignment", alignment()),
+        ("pruning", pruning()),
         ("training", training()),
     ):
         block = f"<!-- {name} -->{table}<!-- /{name} -->"

@@ -116,18 +116,30 @@ def query_weights(frame: pd.DataFrame, rows: npt.NDArray[np.intp], tokens: int) 
     """A query's token weights, if the frame has the column and any of its rows a value.
 
     Raises:
-        ValueError: not one finite number a query vector.
+        ValueError: not one finite number a query vector, or of a row with other vectors than the query's first.
     """
     if QUERY_WEIGHTS not in frame.columns:
         return None
-    value = _first_present(frame[QUERY_WEIGHTS], rows)
-    if value is None:
+    values = frame[QUERY_WEIGHTS].array
+    at = next((row for row in rows if not is_missing(values[row])), None)
+    if at is None:
         return None
-    weights = np.asarray(value, dtype=np.float32)
+    if QUERY_EMBS in frame.columns and not _same_vectors(frame[QUERY_EMBS], rows, at):
+        qid = frame["qid"].iloc[at]
+        raise ValueError(f"{QUERY_WEIGHTS} of query {qid!r} are beside other {QUERY_EMBS} than its first: encode anew")
+    weights = np.asarray(values[at], dtype=np.float32)
     if weights.shape != (tokens,) or not np.isfinite(weights).all():
         qid = frame["qid"].iloc[rows[0]]
         raise ValueError(f"{QUERY_WEIGHTS} of query {qid!r} must be {tokens} finite numbers, one a query vector")
     return weights
+
+
+def _same_vectors(column: pd.Series, rows: npt.NDArray[np.intp], row: np.intp) -> bool:
+    """Whether a row lacks vectors, or has those of the first row that has any."""
+    first, mine = _first_present(column, rows), column.array[row]
+    if mine is first or is_missing(mine):
+        return True
+    return np.shape(mine) == np.shape(first) and np.allclose(mine, first, atol=1e-3)
 
 
 def texts_of(frame: pd.DataFrame, field: str) -> list[str]:

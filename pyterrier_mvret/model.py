@@ -41,10 +41,15 @@ class TokenModel(Configured, ABC):
             encoder = TokenEncoder(encoder, **settings)
         self.encoder = encoder
 
-    def _check_saved(self) -> None:
-        """ValueError where the encoder comes from a folder of this method that was saved with other settings."""
-        saved, own = _saved_settings(self.encoder.name), json.loads(json.dumps(self._settings()))
-        if saved and saved.pop("method") == type(self).__name__ and saved != own:
+    def _check_saved(self, encoder: Any) -> None:
+        """ValueError where ``encoder`` is a folder of this method that was saved with other settings.
+
+        A :class:`TokenEncoder` is free: whoever passes it says how it is scored.
+        """
+        saved = None if isinstance(encoder, TokenEncoder) else _saved_settings(self.encoder.name)
+        if saved is None or saved.pop("method") != type(self).__name__:
+            return
+        if saved != json.loads(json.dumps(self._settings())):
             raise ValueError(f"{self.encoder.name} was saved with {saved}: open it with {type(self).__name__}.load")
 
     @property
@@ -57,11 +62,6 @@ class TokenModel(Configured, ABC):
         """Which tokens are kept; none keeps all."""
         return None
 
-    @property
-    def weighed(self) -> bool:
-        """Whether tokens come with saliences that the rule reads."""
-        return self.scoring.salience and self.encoder.has_salience
-
     def query_encoder(self) -> QueryEncoder:
         """Q (or R) with ``query`` -> the same with ``query_embs``, one (tokens, dim) float32 array a query.
 
@@ -70,7 +70,7 @@ class TokenModel(Configured, ABC):
         >>> encode(pd.DataFrame({"qid": ["1"], "query": ["a cat"]}))["query_embs"][0].shape
         (4, 384)
         """
-        return QueryEncoder(self.encoder, self.verbose, self.weighed, self.pruning)
+        return QueryEncoder(self.encoder, self.verbose, self.scoring.salience, self.pruning)
 
     def doc_encoder(self, text_field: str = "text") -> DocEncoder:
         """D with text -> D with ``doc_embs``; the first stage of an indexing pipeline.
@@ -80,7 +80,8 @@ class TokenModel(Configured, ABC):
         >>> encode(pd.DataFrame({"docno": ["d"], "text": ["A cat sat."]}))["doc_embs"][0].shape
         (6, 384)
         """
-        return DocEncoder(self.encoder, self.scoring, text_field, self.verbose, self.weighed, self.pruning)
+        rule = self.scoring
+        return DocEncoder(self.encoder, rule, text_field, self.verbose, rule.salience, self.pruning)
 
     def text_scorer(self, text_field: str = "text", **training: Any) -> TrainableScorer:
         """R with ``query`` and text -> R, encoding both now; see the example of the class.
@@ -149,11 +150,11 @@ class TokenModel(Configured, ABC):
 
     @classmethod
     def load(cls, path: str | Path, **settings: Any) -> Self:
-        """Reads what :meth:`save` wrote; ``settings`` override those of the encoder.
+        """Reads what :meth:`save` wrote; ``settings``, of the model or the encoder, override what was saved.
 
         Raises:
             FileNotFoundError: the folder was not written by :meth:`save`.
-            ValueError: it was, by another method.
+            ValueError: it was, by another method; or its settings are damaged, or of another version.
         """
         saved = _saved_settings(str(path))
         name = cls.__name__
@@ -162,10 +163,22 @@ class TokenModel(Configured, ABC):
         if saved["method"] != name:
             raise ValueError(f"{path} was saved by {saved['method']}: open it with {saved['method']}.load")
         saved.pop("method")
+        strange = sorted(set(saved) ^ ({p.name for p in cls._parameters()} - {"encoder"}))
+        if strange:
+            raise ValueError(f"{Path(path) / _SETTINGS} is not of {name}: missing or unknown: {', '.join(strange)}")
+        own = {key: settings.pop(key) for key in ("verbose", *saved) if key in settings}
         make: Any = cls
-        return make(str(path), **cls._arguments(saved), **settings)
+        return make(TokenEncoder(path, **settings), **{**cls._arguments(saved), **own})
 
 
 def _saved_settings(name: Any) -> dict[str, Any] | None:
     file = Path(name) / _SETTINGS if isinstance(name, str) else None
-    return json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else None
+    if file is None or not file.is_file():
+        return None
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    if not isinstance(saved, dict) or "method" not in saved:
+        raise ValueError(f"{file} is damaged: it names no method")
+    return saved

@@ -64,6 +64,10 @@ def test_quoted_results_are_the_kept_ones():
     run("benchmarks/projection_heads.py")
     run("benchmarks/training.py")
     run("benchmarks/trained_head.py")
+    run("benchmarks/alignment.py", "--show")
+    run("benchmarks/alignment_adaptation.py")
+    run("benchmarks/pruning.py")
+    run("benchmarks/aligner_ablations.py")
 
 
 def test_agreement_of_the_two_readings_is_as_quoted():
@@ -79,3 +83,13 @@ def test_training_example_trains_saves_and_reads_back(tmp_path):
     assert last == reloaded  # nDCG@10 and the others, before and after the disk
     assert (tmp_path / "head.png").is_file()
     assert (tmp_path / "last" / "training.json").is_file()
+
+
+@pytest.mark.slow
+def test_aligner_example_chooses_prunes_and_explains(tmp_path):
+    pytest.importorskip("matplotlib")
+    printed = run("examples/aligner.py", "--shares", "0.4", "--out", str(tmp_path))
+    assert re.search(r"^Chosen by 8 topics: Top[KP]\(", printed, flags=re.M)
+    values = {line.split("  ")[0].strip(): line.split() for line in printed.splitlines() if "refine=" in line}
+    assert set(values) == {"40% kept, refine=pruned", "40% kept, refine=full"}
+    assert (tmp_path / "pruning.png").is_file()

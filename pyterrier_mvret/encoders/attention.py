@@ -39,6 +39,13 @@ def watched(model: "MultiVectorEncoder") -> Iterator[None]:
     Raises:
         ValueError: the transformer's forward is not PyTorch's; or, at a forward, its attention is computed by a kernel
             that cannot be watched (flash attention).
+
+    >>> import pyterrier_mvret as mv
+    >>> model = mv.TokenEncoder(mv.models.MINILM, device="cpu").model
+    >>> with torch.inference_mode(), watched(model):
+    ...     features = model(model.preprocess(["a cat", "the cat sat"], task="document"), task="document")
+    >>> features["token_importance"].shape, features["token_importance"].sum(1).round(decimals=3)
+    (torch.Size([2, 5]), tensor([1., 1.]))
     """
     transformer: Any = model[0]
     for module in (transformer, getattr(transformer, "auto_model", transformer)):
@@ -108,18 +115,18 @@ def _probabilities(
 ) -> Iterator[Tensor]:
     """What fused attention weighs values with, (texts, heads, query positions, tokens); a block of positions a time."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    key = key.float().repeat_interleave(query.shape[1] // key.shape[1], 1).transpose(2, 3)
+    key = key.float().repeat_interleave(query.shape[1] // key.shape[1], 1).transpose(2, 3) * scale
     places = torch.arange(key.shape[3], device=key.device)
     for positions in torch.arange(query.shape[2], device=key.device).split(_QUERIES_AT_ONCE):
         block = slice(int(positions[0]), int(positions[-1]) + 1)
-        products = query[:, :, block].float() @ key * scale
+        products = query[:, :, block].float() @ key
         if is_causal:
-            products = products.masked_fill(places > positions[:, None], -torch.inf)
+            products.masked_fill_(places > positions[:, None], -torch.inf)
         if attn_mask is not None:
             mask = attn_mask.broadcast_to(*query.shape[:3], len(places))[:, :, block]
-            products = products.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else products + mask
-        # no softmax: a watch around this one would take it for the model's
-        yield (products - products.logsumexp(-1, keepdim=True)).exp()
+            products.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else products.add_(mask)
+        # by a name that models do not use: a watch around this one would take it for theirs
+        yield torch.special.softmax(products, -1)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """A head of several linear modules as the one matrix that it is, and what a head's weights alone do not tell."""
 
 import copy
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,12 +36,22 @@ def fold(model: "MultiVectorEncoder") -> "MultiVectorEncoder":
     weight = next(model[first].parameters())
     dense = _product(list(folded)[first : last + 1]).to(weight.device, weight.dtype)
     folded[first] = dense.train(model[first].training)
-    kept = [name for i, name in enumerate(model._modules) if not first < i <= last]
-    del folded[first + 1 : last + 1]  # numbers the modules anew
+    remove(folded, range(first + 1, last + 1))
+    return folded
+
+
+def remove(model: "MultiVectorEncoder", places: Iterable[int]) -> None:
+    """Takes modules out of a model; the others, and their keyword arguments, are numbered anew.
+
+    With a gap in the numbers, the next module that is appended would take the place of another.
+    """
+    gone = set(places)
+    kept = [name for i, name in enumerate(model._modules) if i not in gone]
+    for place in sorted(gone, reverse=True):
+        del model[place]  # numbers modules
     if model.module_kwargs is not None:
         by_name = {str(i): model.module_kwargs.get(name, []) for i, name in enumerate(kept)}
-        folded.module_kwargs = type(model.module_kwargs)(by_name)
-    return folded
+        model.module_kwargs = type(model.module_kwargs)(by_name)
 
 
 def _linear_head(model: "MultiVectorEncoder") -> tuple[int, int]:

@@ -48,7 +48,11 @@ _TOKENS_SPELLED = 100
 
 
 class Importance(ABC):
-    """What every way to rank tokens has: what a forward pass must add for it, and scores of a batch."""
+    """What every way to rank tokens has: what a forward pass must add for it, and scores of a batch.
+
+    >>> First().describe(), Random(3).describe()
+    ({'kind': 'first'}, {'kind': 'random', 'seed': 3})
+    """
 
     kind: ClassVar[str]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pyterrier_mvret.encoders.importance import Importance, pruned
+from pyterrier_mvret.encoders.importance import Attention, Importance, Salience, pruned
 from pyterrier_mvret.scoring.shares import checked_share
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ class Pruning:
     """Shares of tokens that are kept: ``ceil(share * tokens)`` of a text, at least one (ALIGNER, section 4.3).
 
     Attributes:
-        by: what ranks a text's tokens.
+        by: what ranks a text's tokens; none is salience where the encoder has heads, else attention.
         query: share of a query's tokens, above 0; none keeps all.
         document: share of a document's tokens, above 0; none keeps all.
 
@@ -28,14 +28,22 @@ class Pruning:
     Pruning(by=First(), query=None, document=0.2)
     """
 
-    by: Importance
+    by: Importance | None = None
     query: float | None = None
     document: float | None = None
 
     def __post_init__(self) -> None:
         for side, share in (("query", self.query), ("document", self.document)):
-            if share is not None and checked_share(share, f"the share of {side} tokens kept") == 0:
+            if share is None:
+                continue
+            share = checked_share(share, f"the share of {side} tokens kept")
+            if share == 0:
                 raise ValueError(f"the share of {side} tokens kept must be above 0, got {share}")
+            object.__setattr__(self, side, share)
+
+    def ranking(self, encoder: "TokenEncoder") -> Importance:
+        """What ranks the tokens of an encoder, which may have been trained since."""
+        return self.by or (Salience() if encoder.has_salience else Attention())
 
     def encoded(
         self, encoder: "TokenEncoder", texts: list[str], task: Literal["query", "document"], verbose: bool
@@ -46,4 +54,4 @@ class Pruning:
         )
         if share is None:
             return encode(texts, verbose=verbose)
-        return pruned(encode(texts, verbose=verbose, importance=self.by), share)
+        return pruned(encode(texts, verbose=verbose, importance=self.ranking(encoder)), share)

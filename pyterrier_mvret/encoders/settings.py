@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyterrier_mvret.encoders.folding import hidden_form
+from pyterrier_mvret.encoders.folding import hidden_form, remove
 from pyterrier_mvret.encoders.salience import heads_of
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ def apply(settings: "TokenEncoder", model: "MultiVectorEncoder", layout: str) ->
     if settings.normalize is True and not normalizes(model):
         model.append(Normalize(module_input_name="token_embeddings"))
     elif settings.normalize is False:
-        for key in [k for k, m in model.named_children() if isinstance(m, Normalize)]:
-            delattr(model, key)
+        remove(model, [place for place, module in enumerate(model) if isinstance(module, Normalize)])
     if settings.token_pooling is not None:
         unit = normalizes(model)
         model.append(HierarchicalTokenPooling(pool_factor=settings.token_pooling, normalize_embeddings=unit))

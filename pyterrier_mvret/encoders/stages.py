@@ -29,7 +29,7 @@ class QueryEncoder(Component):
     Args:
         encoder: whose vectors they are.
         verbose: progress bars.
-        weighed: also add ``query_weights``, saliences of the encoder's heads.
+        weighed: also add ``query_weights``, saliences, as soon as the encoder has heads for them.
         pruning: which tokens are kept; none keeps all.
     """
 
@@ -42,8 +42,9 @@ class QueryEncoder(Component):
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Q or R with ``query`` -> the same with ``query_embs``."""
         pt.validate.columns(inp, includes=["qid", "query"], context=self)
+        weighed = self.weighed and self.encoder.has_salience
         if not len(inp):
-            names = [frames.QUERY_EMBS, frames.QUERY_TOK_IDS, *[frames.QUERY_WEIGHTS] * self.weighed]
+            names = [frames.QUERY_EMBS, frames.QUERY_TOK_IDS, *[frames.QUERY_WEIGHTS] * weighed]
             nothing = {name: frames.object_column([], inp.index) for name in names}
             nothing[frames.QUERY_ENCODER] = pd.Series([], index=inp.index, dtype="str")
             return frames.replaced(inp, frames.QUERY_COLUMNS, **nothing)
@@ -56,7 +57,7 @@ class QueryEncoder(Component):
         if batch.token_ids is not None:
             ids = batch.token_ids
             columns[frames.QUERY_TOK_IDS] = frames.object_column((ids[batch.rows(i)] for i in at), inp.index)
-        if self.weighed:
+        if weighed:
             weights = _saliences(batch, self.encoder)
             columns[frames.QUERY_WEIGHTS] = frames.object_column((weights[batch.rows(i)] for i in at), inp.index)
         return frames.replaced(inp, frames.QUERY_COLUMNS, **columns, **{frames.QUERY_ENCODER: self.encoder.space})
@@ -86,7 +87,8 @@ class DocEncoder(Component):
         """D or R with text -> the same with ``doc_embs``."""
         pt.validate.columns(inp, includes=["docno", self.text_field], context=self)
         optional = {frames.DOC_TOK_IDS: "token_ids", frames.DOC_TOK_OFFSETS: "spans"}
-        weights = {frames.DOC_WEIGHTS: "weights"} if self.weighed else {}
+        weighed = self.weighed and self.encoder.has_salience
+        weights = {frames.DOC_WEIGHTS: "weights"} if weighed else {}
         if not len(inp):
             promised = [frames.DOC_EMBS, *(optional if self.encoder.token_pooling is None else ()), *weights]
             nothing = {c: frames.object_column([], inp.index) for c in promised}
@@ -94,7 +96,7 @@ class DocEncoder(Component):
             return frames.replaced(inp, frames.DOC_COLUMNS, **nothing)
         texts = frames.texts_of(inp, self.text_field)
         batch = _encoded(self.encoder, texts, "document", self.pruning, self.verbose)
-        if self.weighed:
+        if weighed:
             _saliences(batch, self.encoder)
         columns = {frames.DOC_EMBS: frames.object_column(batch, inp.index)}
         for column, field in {**optional, **weights}.items():
@@ -107,7 +109,8 @@ class DocEncoder(Component):
         """How the vectors were made, for the index that they go to."""
         made = {**self.encoder.describe(), "scoring": self.scoring.describe()}
         if self.pruning is not None and self.pruning.document is not None:
-            made["document"] = {**made["document"], "kept": self.pruning.document, "by": self.pruning.by.describe()}
+            by = self.pruning.ranking(self.encoder).describe()
+            made["document"] = {**made["document"], "kept": self.pruning.document, "by": by}
         return json.dumps(made)
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
@@ -157,8 +160,11 @@ class TextScorer(Component):
     def _weights(
         self, inp: pd.DataFrame, rows: npt.NDArray[np.intp], encoded: "TokenBatch", i: int
     ) -> npt.NDArray[Any] | None:
-        """Of a query's tokens: those of the frame, else the encoder's saliences where the rule has any use for them."""
-        given = frames.query_weights(inp, rows, len(encoded[i]))
+        """Of a query's tokens: those of the frame, else the encoder's saliences where the rule has any use for them.
+
+        Weights beside vectors are of those vectors' tokens, perhaps another model's or fewer: not of these.
+        """
+        given = None if frames.QUERY_EMBS in inp.columns else frames.query_weights(inp, rows, len(encoded[i]))
         if given is not None or not self.scoring.salience or encoded.weights is None:
             return given
         return encoded.weights[encoded.rows(i)]
@@ -190,7 +196,7 @@ def _encoded(
 
 def _saliences(batch: "TokenBatch", encoder: "TokenEncoder") -> npt.NDArray[np.float32]:
     if batch.weights is None:
-        raise ValueError(f"{encoder} has no salience heads: train them with Aligner.fit_encoder")
+        raise ValueError(f"{encoder} says no salience of single tokens (token pooling?)")
     return batch.weights
 
 

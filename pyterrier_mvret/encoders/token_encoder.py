@@ -122,6 +122,11 @@ class TokenEncoder(Configured):
         self.revision, self.trust_remote_code, self.cache_folder = revision, trust_remote_code, cache_folder
         self.verbose = verbose
         if not isinstance(self.name, str):
+            if not hasattr(self.name, "named_parameters"):
+                raise ValueError(
+                    f"expected a folder, a name on the Hub or a MultiVectorEncoder, got {self.name!r} "
+                    "(of a model, pass its .encoder)"
+                )
             self._check_in_memory()
 
     # ------------------------------------------------------------------ encoding
@@ -240,6 +245,8 @@ class TokenEncoder(Configured):
         """Whether the model has salience heads; read from the checkpoint's list of modules where it is not open."""
         if not isinstance(self.name, str):
             return salience.heads_of(self.name) is not None
+        if self._opened is not None:
+            return salience.heads_of(self.model) is not None
         folder = checkpoints.local_folder(self.name, self.revision, self.cache_folder, self.trust_remote_code)
         return checkpoints.names_module(folder, checkpoints.SALIENCE)
 

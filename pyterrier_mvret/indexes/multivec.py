@@ -114,7 +114,8 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         """Q with ``query_embs`` -> R: the best documents, by exact scores; equal scores by docno.
 
         With ``candidates=None`` every document is scored. Otherwise all are looked up by their product-quantised codes
-        first, and only the candidates that look best are scored: more of them cost more time and miss less.
+        first, and only the candidates that look best are scored: more of them cost more time and miss less. Codes know
+        nothing of alignments beyond the best token, nor of document tokens' weights: rules with these miss more.
 
         Args:
             model: the model (or its scoring rule) that says how vectors are scored; none is that of the model that
@@ -123,7 +124,8 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
                 the pipeline is compiled.
             candidates: documents that are picked by codes and scored exactly; segments without codes are scored whole
                 besides. ``"auto"`` is one document of 32, but 4,096 and ``num_results`` at least, where at least twice
-                as many have codes (see ``quantize`` of :class:`MultiVecIndex`), else all; none is all.
+                as many have codes (see ``quantize`` of :class:`MultiVecIndex`) and the rule ranks by the best document
+                token of each query token alone, as codes do; else all. None is all.
             batch_size: queries that share one pass over the index where every document is scored.
             device: where torch scores, ``"cuda"`` for example; none is the compiled kernel on the CPU.
             verbose: a progress bar over the passes.
@@ -152,7 +154,7 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         return MultiVecScorer(self, model, verbose)
 
     def vec_loader(self) -> VecLoader:
-        """Frames with ``docno`` -> the same with ``doc_embs`` (and ids and offsets where stored), as float32.
+        """Frames with ``docno`` -> the same with ``doc_embs`` (and ids, offsets and weights where stored), as float32.
 
         >>> import numpy as np, pandas as pd, tempfile
         >>> index = MultiVecIndex(tempfile.mkdtemp() + "/toy.mv")
@@ -190,7 +192,7 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
                 manifest["dim"],
                 store_ids=manifest["store_ids"],
                 store_offsets=manifest["store_offsets"],
-                store_weights=manifest.get("store_weights", False),
+                store_weights=self._store_weights(manifest),
                 known=(lambda names: opened.positions(names) >= 0) if opened is not None else None,
                 check_encoder=lambda found: self._check_encoder(manifest, found),
                 quantized=manifest.get("quantize"),
@@ -250,6 +252,11 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
             "segments": [],
         }
 
+    def _store_weights(self, manifest: dict[str, Any]) -> bool | None:
+        """As in the index, if it has documents that say; none leaves it to the first document."""
+        present = manifest.get("store_weights", False)
+        return self.store_weights if present is None else present
+
     def _check_encoder(self, manifest: dict[str, Any], found: dict[str, Any] | None) -> None:
         """The first document fixes the encoder; later ones must have been made, and be scored, in the same way."""
         if not manifest["segments"]:
@@ -260,7 +267,10 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
             raise ValueError(
                 f"{self.path} was built with encoder {old.get('space')}; these documents come from {new.get('space')}"
             )
-        for key in ("document", "scoring"):
+        rules = old.get("scoring"), new.get("scoring")
+        # what vectors and weights are does not depend on how they are aligned: the default stays that of the index
+        aligned = all(rule is not None and "alignment" in rule for rule in rules)
+        for key in ("document",) if aligned else ("document", "scoring"):
             if old.get(key) != new.get(key):
                 raise ValueError(f"{self.path} was built with {key}={old.get(key)!r}; these have {new.get(key)!r}")
 

@@ -12,7 +12,7 @@ import pyterrier as pt
 from pyterrier_mvret import frames
 from pyterrier_mvret.component import Component, Configured
 from pyterrier_mvret.indexes.extras import EXTRAS
-from pyterrier_mvret.scoring import ScoringRule, rule_of
+from pyterrier_mvret.scoring import MaxSim, ScoringRule, rule_of
 
 if TYPE_CHECKING:
     from pyterrier_mvret.indexes.multivec import MultiVecIndex
@@ -51,21 +51,12 @@ class _QueryStage(Component):
     source: "MultiVecIndex"
     model: Any
 
-    def _scoring(self, store: "Store") -> ScoringRule:
-        if self.model is None:
-            return scoring_of(store)
-        scoring, encoder = getattr(self.model, "scoring", self.model), getattr(self.model, "encoder", None)
-        if encoder is not None:
-            store.check_space(encoder.space, "the model")
-            if scoring.salience and encoder.has_salience and not store.manifest.get("store_weights"):
-                raise ValueError(
-                    f"{store.path} holds no weights of document tokens, and the model scores by them: build it with "
-                    "the model's own doc_encoder(), or score with salience=False"
-                )
-        return scoring
-
-    def _queries(self, inp: pd.DataFrame, store: "Store") -> Iterator[tuple[Array, Array, Array | None]]:
-        """Each query's row positions, vectors and token weights (or none), each checked."""
+    def _queries(
+        self, inp: pd.DataFrame, store: "Store", scoring: ScoringRule
+    ) -> Iterator[tuple[Array, Array, Array | None]]:
+        """Each query's row positions, vectors and token weights (or none) as the rule reads them, each checked."""
+        needed = self._weighs_queries(store, scoring)
+        ignored = not isinstance(scoring, MaxSim) and not scoring.salience
         if frames.QUERY_ENCODER in inp.columns:
             for space in frames.numbered(inp[frames.QUERY_ENCODER])[1]:
                 store.check_space(space, "the queries")
@@ -74,7 +65,39 @@ class _QueryStage(Component):
             vectors = frames.matrix(frames.first_value(column, rows, qid), f"{frames.QUERY_EMBS} of query {qid!r}")
             if store.dim is not None and vectors.shape[1] != store.dim:
                 raise ValueError(f"query {qid!r} has vectors of {vectors.shape[1]} dimensions, the index {store.dim}")
-            yield rows, vectors, frames.query_weights(inp, rows, len(vectors))
+            weights = None if ignored else frames.query_weights(inp, rows, len(vectors))
+            if needed and weights is None:
+                raise ValueError(
+                    f"query {qid!r} has no {frames.QUERY_WEIGHTS}, and the model scores by them: encode it with the "
+                    "model's own query_encoder(), or score with salience=False"
+                )
+            yield rows, vectors, weights
+
+    def _weighs_queries(self, store: "Store", scoring: ScoringRule) -> bool:
+        """Whether it is a model with saliences that scores: the one given, or the one that built the index."""
+        encoder = getattr(self.model, "encoder", None)
+        if self.model is None:
+            return scoring.salience and bool(store.manifest["encoder"] and store.manifest.get("store_weights"))
+        return encoder is not None and scoring.salience and encoder.has_salience
+
+
+def scoring_by(model: Any, store: "Store") -> ScoringRule:
+    """The rule by which a model scores an index; none stands for the model that built it.
+
+    Raises:
+        ValueError: the index is of another encoder, or lacks the weights of document tokens that the model scores by.
+    """
+    if model is None:
+        return scoring_of(store)
+    scoring, encoder = getattr(model, "scoring", model), getattr(model, "encoder", None)
+    if encoder is not None:
+        store.check_space(encoder.space, "the model")
+        if scoring.salience and encoder.has_salience and len(store) and not store.manifest.get("store_weights"):
+            raise ValueError(
+                f"{store.path} holds no weights of document tokens, and the model scores by them: build it with "
+                "the model's own doc_encoder(), or score with salience=False"
+            )
+    return scoring
 
 
 def scoring_of(store: "Store") -> ScoringRule:
@@ -84,7 +107,7 @@ def scoring_of(store: "Store") -> ScoringRule:
 
 def _checked_model(model: Any) -> Any:
     """A model, a scoring rule, or nothing."""
-    if model is None or hasattr(model, "scoring") or hasattr(model, "matrix"):
+    if model is None or (not isinstance(model, type) and (hasattr(model, "scoring") or hasattr(model, "matrix"))):
         return model
     raise ValueError(f"expected a model (such as ColBERT) or a scoring rule (such as MaxSim), got {model!r}")
 
@@ -121,8 +144,8 @@ class MultiVecRetriever(_QueryStage):
         if not len(inp):
             return frames.ranked_frame(inp, [])
         store = self.source.store
-        queries = list(self._queries(inp, store))
-        scoring = self._scoring(store)
+        scoring = scoring_by(self.model, store)
+        queries = list(self._queries(inp, store, scoring))
         hits: list[tuple[Sequence[str], Array]] = []
         candidates = self._to_score(store, scoring)
         batches = range(0, len(queries), self.batch_size)
@@ -143,7 +166,7 @@ class MultiVecRetriever(_QueryStage):
         """
         possible = store.quantized > 0 and store.takes_products(scoring)
         if self.candidates == "auto":
-            if not possible or self.num_results is None:
+            if not (possible and store.ranked_by_codes(scoring)) or self.num_results is None:
                 return None
             count = max(AUTO_CANDIDATES, store.quantized // _AUTO_SHARE, self.num_results)
             # picking pays only if it leaves most documents out
@@ -213,10 +236,10 @@ class MultiVecScorer(_QueryStage):
         if not len(inp):
             return frames.with_scores(inp, np.empty(0))
         store = self.source.store
-        scoring = self._scoring(store)
+        scoring = scoring_by(self.model, store)
         positions = store.known(inp["docno"].tolist())
         scores = np.empty(len(inp), dtype=np.float64)
-        queries = list(self._queries(inp, store))
+        queries = list(self._queries(inp, store, scoring))
         for rows, vectors, weights in pt.tqdm(queries, desc="scoring", unit="q", disable=not self.verbose):
             scores[rows] = store.score(scoring, vectors, positions[rows], weights)
         return frames.with_scores(inp, scores)

@@ -13,7 +13,7 @@ from pyterrier_mvret.indexes.codecs import CODECS, Codec
 from pyterrier_mvret.indexes.docnos import FIELDS, DocnoTable, hash_probe, hashes, lookup_arrays
 from pyterrier_mvret.indexes.extras import EXTRAS
 from pyterrier_mvret.indexes.segments import DamagedIndexError, check_digest, open_array
-from pyterrier_mvret.scoring import MaxSim, ScoringRule
+from pyterrier_mvret.scoring import MaxSim, ScoringRule, TopK
 from pyterrier_mvret.scoring.ragged import ragged_rows
 
 Ints = npt.NDArray[np.int64]
@@ -213,6 +213,13 @@ class Store:
         """Whether a rule ranks documents as inner products do, which codes approximate."""
         unit = all(segment.unit for segment in self.segments)
         return rule.similarity == "cosine" or (rule.similarity == "l2" and unit)
+
+    def ranked_by_codes(self, rule: ScoringRule) -> bool:
+        """Whether a rule ranks documents as codes do, but for their error: by the best token of each query token."""
+        if isinstance(rule, MaxSim):
+            return True
+        weighed = rule.salience and any(segment.weights is not None for segment in self.segments)
+        return rule.strategy == TopK(1) and not weighed
 
     def candidates(self, query: Floats, weights: Any, count: int) -> Ints:
         """So many documents that score best by their codes, and all of segments without codes; in the index's order."""

@@ -19,6 +19,7 @@ from pyterrier_mvret.encoders.pruning import Pruning
 from pyterrier_mvret.encoders.salience import SalienceSettings
 from pyterrier_mvret.encoders.stages import DocEncoder, QueryEncoder
 from pyterrier_mvret.encoders.token_encoder import TokenEncoder
+from pyterrier_mvret.indexes.stages import scoring_by
 from pyterrier_mvret.model import TokenModel
 from pyterrier_mvret.scoring import Alignment, TopK, align_grid, rule_of
 from pyterrier_mvret.scoring.aligned import AlignOver, Normalizer
@@ -39,9 +40,10 @@ Refine = Literal["pruned", "full"]
 class Aligner(TokenModel):
     """Each query token aligns with several document tokens, and tokens have saliences.
 
-    Scores are weighted means of cosines, so at most 1. Works with every multi-vector checkpoint: alignment and pruning
-    need no training. Saliences come from heads that :meth:`fit_encoder` trains; without them all tokens weigh alike,
-    and ``TopK(1)`` ranks as ColBERT does.
+    Scores are weighted means of cosines, so at most 1; with ``normalizer="query"`` at most the largest salience of a
+    document token, which has no bound. Works with every multi-vector checkpoint: alignment and pruning need no
+    training. Saliences come from heads that :meth:`fit_encoder` trains; without them all tokens weigh alike, and
+    ``TopK(1)`` ranks as ColBERT does.
 
     Args:
         encoder: a :class:`TokenEncoder`, or what its first argument may be (a folder, a name on the Hub, a model).
@@ -89,9 +91,8 @@ class Aligner(TokenModel):
         self.salience = salience
         self.query_keep, self.doc_keep = query_keep, doc_keep
         self.keep_by, self.verbose = keep_by, verbose
-        self._check_saved()
-        self.scoring  # noqa: B018 (says at once what is out of range)
-        Pruning(named(keep_by or "first"), query_keep, doc_keep)
+        self._check_saved(encoder)
+        self.scoring, self.pruning  # noqa: B018 (say at once what is out of range)
 
     @property
     def scoring(self) -> Alignment:
@@ -101,10 +102,8 @@ class Aligner(TokenModel):
     @property
     def pruning(self) -> Pruning | None:
         """Which tokens are kept; none keeps all."""
-        if self.query_keep is None and self.doc_keep is None:
-            return None
-        by = self.keep_by or ("salience" if self.encoder.has_salience else "attention")
-        return Pruning(named(by), self.query_keep, self.doc_keep)
+        kept = Pruning(None if self.keep_by is None else named(self.keep_by), self.query_keep, self.doc_keep)
+        return None if kept.query is None and kept.document is None else kept
 
     # ------------------------------------------------------------------ verbs
 
@@ -115,14 +114,14 @@ class Aligner(TokenModel):
             refine: ``"pruned"`` keeps ``query_keep`` of the tokens; ``"full"`` keeps all, for the stage of the paper
                 that refines what a pruned search found with all vectors of query and document.
         """
-        return QueryEncoder(self.encoder, self.verbose, self.weighed, self._pruning(refine))
+        return QueryEncoder(self.encoder, self.verbose, self.salience, self._pruning(refine))
 
     def doc_encoder(self, text_field: str = "text", refine: Refine = "pruned") -> DocEncoder:
         """D with text -> D with ``doc_embs``, and ``doc_weights`` where there are heads; see :meth:`query_encoder`.
 
         Saliences are those of the whole text, also where only some of its tokens are kept.
         """
-        return DocEncoder(self.encoder, self.scoring, text_field, self.verbose, self.weighed, self._pruning(refine))
+        return DocEncoder(self.encoder, self.scoring, text_field, self.verbose, self.salience, self._pruning(refine))
 
     def text_scorer(self, text_field: str = "text", refine: Refine = "pruned", **training: Any) -> TrainableScorer:
         """R with ``query`` and text -> R, encoding both now, with the tokens that :meth:`query_encoder` says.
@@ -179,7 +178,8 @@ class Aligner(TokenModel):
             The model itself, with the alignment that was chosen; ``adaptation`` has the whole grid.
 
         Raises:
-            ValueError: neither an index nor a retriever, no judged topic, or as ``choose``.
+            ValueError: neither an index nor a retriever, an index of another encoder or without the weights that
+                the model scores by, no judged topic, or as ``choose``.
 
         >>> import pyterrier_mvret as mv
         >>> documents = [{"docno": "a", "text": "Cats purr."}, {"docno": "b", "text": "The bank raised its rates."}]
@@ -196,15 +196,16 @@ class Aligner(TokenModel):
         asked = topics[topics["qid"].isin(relevant)]
         if not len(asked):
             raise ValueError("none of the topics has a relevant document in qrels")
+        if index is not None:
+            scoring_by(self, index.store)  # says what does not fit
         queries = self.query_encoder()
         if retriever is None:
             if index is None:
                 raise ValueError("give an index, or a retriever that finds candidates (with their text)")
             first = Alignment(TopK(1), self.normalizer, self.align_over, self.salience)
-            retriever = queries >> index.retriever(first, num_results=num_results)
-        candidates = retriever(asked)
-        if frames.QUERY_EMBS not in candidates.columns:
-            candidates = queries(candidates)
+            candidates = (queries >> index.retriever(first, num_results=num_results))(asked)
+        else:
+            candidates = queries(retriever(asked))  # anew, where another model's vectors found them
         vectors = self.doc_encoder() if index is None else index.vec_loader()
         scores = np.empty((len(grid), len(candidates)))
         for rows, part in self._scored(candidates, vectors, grid):
@@ -248,7 +249,7 @@ class Aligner(TokenModel):
         return getattr(self, name)
 
     def set_parameter(self, name: str, value: Any) -> None:
-        """Changes a setting, also for the stages made before."""
+        """Changes a setting, also for the stages made before that score by this model."""
         self.get_parameter(name)
         setattr(self, name, value)
 
@@ -270,17 +271,19 @@ class Aligner(TokenModel):
 
         Args:
             data: a training set, as for ``fit`` of ColBERT.
-            valid: as there.
+            valid: as there; results are scored by all tokens, whatever ``query_keep`` and ``doc_keep`` are.
             gate: how gates of salience open (:func:`~pyterrier_mvret.scoring.salience.saliences`): ``"lp"`` is the
                 paper's; ``"relu"``, ``"hard"`` and ``"l1"`` (with ``l1=``) are compared there; ``"none"`` attaches no
-                heads. With ``salience=False`` in the constructor none are attached either.
+                heads, and those that are there weigh all tokens alike. With ``salience=False`` in the constructor none
+                are attached either.
             alpha_q: share of a query's tokens for which gates open.
             alpha_d: the same of a document's.
             epsilon: weight of the entropy in the gates' program.
             head_seed: of the heads' first weights; heads that are there go on from theirs.
             **settings: as for :func:`~pyterrier_mvret.training.fit`. Scores lie in [-1, 1], so the default loss is
-                ``Contrastive(scale=20)``; salience heads learn at 1e-2 (our choices: the paper gives neither).
-                ``train="salience"`` trains the heads alone.
+                ``Contrastive(scale=20)``; salience heads learn at 1e-2 (our choices: the paper gives neither), or
+                at what ``learning_rate_mapping={"_salience": ...}`` says. ``train="salience"`` trains the heads alone,
+                at ``learning_rate``.
 
         Returns:
             The model itself; ``history`` has the curves.
@@ -296,18 +299,21 @@ class Aligner(TokenModel):
         (6,)
         """
         heads = SalienceSettings(gate, alpha_q, alpha_d, epsilon, head_seed)
-        wanted = self.salience and gate != "none"
         settings = {"loss": Contrastive(scale=20), **settings}
-        if wanted:
-            settings = {"learning_rate_mapping": {r"_salience\.": 1e-2}, "prepare": heads, **settings}
+        if self.salience and (gate != "none" or self.encoder.has_salience):
+            settings = {"prepare": heads, **settings}
+            if settings.get("train") != "salience":  # alone, they have the learning rate for themselves
+                rates = {r"_salience\.": 1e-2, **settings.get("learning_rate_mapping", {})}
+                settings["learning_rate_mapping"] = rates
         return super().fit_encoder(data, valid, **settings)
 
     # ------------------------------------------------------------------ files
 
     def _settings(self) -> dict[str, Any]:
         """The model's own settings as plain data."""
-        own = super()._settings()
-        own["alignment"] = self.scoring.describe()["alignment"]
+        own = {**super()._settings(), **self.scoring.describe()}
+        if self.pruning is not None:
+            own |= {"query_keep": self.pruning.query, "doc_keep": self.pruning.document}
         return {**own, "keep_by": None if self.keep_by is None else named(self.keep_by).to_dict()}
 
     @classmethod

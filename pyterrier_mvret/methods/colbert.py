@@ -50,7 +50,7 @@ class ColBERT(TokenModel):
     ):
         self._take(encoder, settings)
         self.similarity, self.normalize, self.verbose = similarity, normalize, verbose
-        self._check_saved()
+        self._check_saved(encoder)
         self.scoring  # noqa: B018 (says at once what is out of range)
 
     @property

@@ -28,6 +28,9 @@ _ELEMENTS_AT_ONCE = 1 << 18
 _ROWS_AT_LEAST = 64
 # the k best by k searches for the best up to this k, by a sort beyond
 _SEARCHES = 16
+#: a normaliser that is not above it counts as 0: products of saliences that gates leave near 0 are lost in float32 and
+#: not in float64, which must not decide a score; and gradients, divided by less, would not be finite in training
+LEAST_MASS = 1e-30
 
 
 @dataclass(frozen=True)
@@ -261,7 +264,8 @@ def _best(similarities: Floats, k: int) -> tuple[Floats, Ints]:
 
 def _ratio(sums: Array, masses: Doubles) -> Array:
     """Sums divided by masses, which are at least 0; 0 where there is no mass."""
-    return np.divide(sums, masses, out=np.zeros(np.broadcast_shapes(sums.shape, masses.shape)), where=masses > 0)
+    some = masses > LEAST_MASS
+    return np.divide(sums, masses, out=np.zeros(np.broadcast_shapes(sums.shape, masses.shape)), where=some)
 
 
 def _one_a_token(weights: Array, tokens: int, side: str) -> Array:

@@ -5,8 +5,8 @@
 ``S`` are similarities of tokens, ``T`` is 1 where query token ``i`` aligns with document token ``j``
 (:class:`TopK`, :class:`TopP`), or how much it does (:class:`Soft`), ``u`` and ``v`` are the saliences of query and
 document tokens. Alignment is row by row, on similarities without saliences. Our choices where the paper is silent: of
-equal similarities the lowest position is taken; a score is 0 where ``Z`` is; and the variants ``normalizer="query"``
-and ``align_over="salient"``.
+equal similarities the lowest position is taken; a score is 0 where ``Z`` is, to 1e-30; and the variants
+``normalizer="query"`` and ``align_over="salient"``.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyterrier_mvret.scoring import maxsim
-from pyterrier_mvret.scoring.aligned import AlignOver, Given, Normalizer, Rule, pairs_of, scored
+from pyterrier_mvret.scoring.aligned import LEAST_MASS, AlignOver, Given, Normalizer, Rule, pairs_of, scored
 from pyterrier_mvret.scoring.pairs import AlignedPairs
 from pyterrier_mvret.scoring.stored import StoredVectors, as_stored
 from pyterrier_mvret.scoring.strategies import Strategy, named_alignment
@@ -253,7 +253,7 @@ def alignment_of(
     run = np.array([0]), np.array([len(stored)])
     given = Given.checked(query, np.array([0, len(query)]), stored, *run, query_weights, doc_weights, device)
     query_at, document_at, similarity, weight, total = pairs_of(given, rule)
-    contribution = weight * similarity / total if total else np.zeros(len(weight))
+    contribution = weight * similarity / total if total > LEAST_MASS else np.zeros(len(weight))
     return AlignedPairs(query_at, document_at, similarity, weight, contribution)
 
 

@@ -31,7 +31,7 @@ class Alignment:
         salience: whether token weights of queries and documents count; False scores all tokens alike.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a salience that is neither.
 
     >>> rule = Alignment("top-p")
     >>> rule
@@ -49,6 +49,9 @@ class Alignment:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alignment", named_alignment(self.alignment))
+        if not isinstance(self.salience, bool | np.bool_):
+            raise ValueError(f"salience must be True or False, got {self.salience!r}")
+        object.__setattr__(self, "salience", bool(self.salience))
         Rule((self.strategy,), self.normalizer, self.align_over)  # says what is unknown
 
     @property

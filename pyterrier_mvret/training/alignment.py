@@ -14,12 +14,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pyterrier_mvret.scoring import EMPTY_DOCUMENT, MaxSim, Soft, TopK
-from pyterrier_mvret.scoring.aligned import AlignOver, Normalizer, Rule
+from pyterrier_mvret.scoring.aligned import LEAST_MASS, AlignOver, Normalizer, Rule
 from pyterrier_mvret.scoring.salience import entropy_lp, hard_gate
 from pyterrier_mvret.scoring.strategies import Strategy
+from pyterrier_mvret.training import winners
 
-# similarities of tokens that are held at once
-_PRODUCTS_AT_ONCE = 1 << 23
 # up to so many document tokens a query token, gradients go through each of them instead of a product of matrices
 _FEW = 16
 
@@ -118,14 +117,14 @@ class AlignmentSimilarity:
 
     def _of_best(self, queries: _Tokens, documents: _Tokens, free: Tensor, counts: Tensor, most: int) -> Tensor:
         """Scores from the best similarities alone."""
-        values, rows = _Best.apply(queries.vectors, documents.vectors, free, most)
+        values, rows = winners.Winners.apply(queries.vectors, documents.vectors, free, most)
         v = documents.saliences.flatten().index_select(0, rows.flatten()).view_as(values)
         aligned = torch.arange(most, device=counts.device) < counts[:, None, None]
         return self._mean(values, aligned.to(values.dtype), queries.saliences[:, None, :, None], v)
 
     def _in_blocks(self, queries: _Tokens, documents: _Tokens, free: Tensor) -> Tensor:
         """Scores from all similarities; of several blocks of documents each is computed again on the way back."""
-        step = max(1, _PRODUCTS_AT_ONCE // max(1, queries.mask.numel() * free.shape[1]))
+        step = max(1, winners.PRODUCTS_AT_ONCE // max(1, queries.mask.numel() * free.shape[1]))
         parts = [part.split(step) for part in (documents.vectors, documents.saliences, free)]
         if len(parts[0]) <= 1:
             return self._of_all(*queries[:2], documents.vectors, documents.saliences, free)
@@ -151,56 +150,8 @@ class AlignmentSimilarity:
         weight = aligned * u * v
         mass = weight if self._rule.normalizer == "alignment" else aligned * u
         sums, total = (weight * similarities).sum((-2, -1)), mass.sum((-2, -1))
-        some = total > torch.finfo(total.dtype).tiny  # by less, gradients would be infinite
+        some = total > LEAST_MASS
         return torch.where(some, sums / torch.where(some, total, 1), 0)
-
-
-class _Best(torch.autograd.Function):
-    """The best similarities of each query token with each document, and whose they are."""
-
-    @staticmethod
-    def forward(ctx: Any, queries: Tensor, documents: Tensor, free: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """(Q, n, dim), (D, m, dim), (D, m) -> (Q, D, n, k) similarities, best first, and rows of all documents.
-
-        Where a document has fewer that are ``free``, the rest is 0.
-        """
-        width = documents.shape[1]
-        shape = len(queries), queries.shape[1], len(documents), k
-        values, rows = queries.new_empty(shape), torch.empty(shape, dtype=torch.int32, device=queries.device)
-        tokens = queries.flatten(0, 1)
-        step = max(1, _PRODUCTS_AT_ONCE // max(1, len(tokens) * width))
-        for start in range(0, len(documents), step):
-            block = slice(start, start + step)
-            products = (tokens @ documents[block].flatten(0, 1).T).view(*shape[:2], -1, width)
-            products.masked_fill_(~free[block], -torch.inf)
-            for rank in range(k):
-                best, at = products.max(-1, keepdim=True)  # of equal ones the first
-                values[:, :, block, rank], rows[:, :, block, rank] = best[..., 0], at[..., 0]
-                products.scatter_(-1, at, -torch.inf)
-        values.masked_fill_(values.isneginf(), 0)
-        rows += torch.arange(len(documents), dtype=torch.int32, device=rows.device)[:, None] * width
-        values, rows = values.transpose(1, 2), rows.transpose(1, 2)
-        ctx.save_for_backward(queries, documents, rows)
-        ctx.mark_non_differentiable(rows)
-        return values, rows
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Any:
-        """A query token's gradient is the sum of what it selected, a document token's of the query tokens it won."""
-        queries, documents, rows = ctx.saved_tensors
-        rows, share = rows.transpose(1, 2).flatten(2), gradient.transpose(1, 2).flatten(2)  # (Q, n, D * k)
-        flat = documents.flatten(0, 1)
-        to_queries = to_documents = None
-        if ctx.needs_input_grad[0]:
-            to_queries = torch.nn.functional.embedding_bag(
-                rows.flatten(0, 1), flat, mode="sum", per_sample_weights=share.flatten(0, 1)
-            ).view_as(queries)
-        if ctx.needs_input_grad[1]:
-            to_documents = torch.zeros_like(flat)
-            for query, at, part in zip(queries, rows, share, strict=True):
-                to_documents.index_add_(0, at.flatten(), (part[:, :, None] * query[:, None]).flatten(0, 1))
-            to_documents = to_documents.view_as(documents)
-        return to_queries, to_documents, None, None
 
 
 class _Products(torch.autograd.Function):

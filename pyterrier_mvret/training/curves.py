@@ -5,6 +5,9 @@ from typing import Any
 
 import pandas as pd
 
+# what a loss of several terms is made of, as the modules of ``objectives`` call them
+_TERMS = ("own", "in_batch", "ranking", "l1")
+
 
 def measured(logs: Mapping[str, Any]) -> list[str]:
     """The names of what was evaluated, in an entry of the log."""
@@ -15,17 +18,19 @@ def measured(logs: Mapping[str, Any]) -> list[str]:
 def from_log(log: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """The trainer's log as curves: one row a logged step, ``loss`` and ``learning_rate`` beside what was evaluated.
 
+    A loss of several terms has a column for each; on validation data they are ``valid_loss`` and so on.
+
     Values that were not taken at a step are NaN; step 0 is the model before training.
     """
     rows: dict[int, dict[str, Any]] = {}
     for entry in log:
         row = rows.setdefault(int(entry["step"]), {"step": int(entry["step"]), "epoch": entry.get("epoch")})
-        for name in ("loss", "own", "in_batch", "learning_rate", "grad_norm"):
+        for name in ("loss", *_TERMS, "learning_rate", "grad_norm"):
             if name in entry:
                 row[name] = _number(entry[name])
         for name in measured(entry):
             measure = name.removeprefix("eval_")
-            row["valid_loss" if measure == "loss" else measure] = _number(entry[name])
+            row[f"valid_{measure}" if measure in ("loss", *_TERMS) else measure] = _number(entry[name])
     return pd.DataFrame([rows[step] for step in sorted(rows)])
 
 
@@ -56,7 +61,7 @@ def plot(history: pd.DataFrame, ax: Any = None) -> Any:
     ax.plot(drawn["step"], drawn["loss"], color="0.5", label="training loss")
     ax.set_xlabel("step")
     ax.set_ylabel("training loss")
-    known = {"step", "epoch", "loss", "own", "in_batch", "learning_rate", "grad_norm"}
+    known = {"step", "epoch", "loss", *_TERMS, "learning_rate", "grad_norm"}
     names = [name for name in history.columns if name not in known]
     if names:
         other = ax.twinx()

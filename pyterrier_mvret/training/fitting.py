@@ -138,7 +138,11 @@ def _train(
         choose = f"eval_{evaluator.primary_metric}"
     elif valid is not None:
         choose = "eval_loss"
-    scores, carrying = _scores(rule, model)
+    heads = _weighing(rule, model)
+    if how.train == "salience" and heads is None:
+        raise ValueError("train='salience' needs salience heads, and a rule and a gate by which scores depend on them")
+    scores = _scores(rule, model, weighed=heads is not None)
+    carrying = nullcontext if heads is None else partial(salience.carried, model)
     with trainer.own_randomness(model.device), _part(model, how.train) as still:
         cache = how.cache if how.train in ("head", "salience") else None
         with nullcontext() if cache is None else frozen.cached_states(model, cache):
@@ -153,7 +157,7 @@ def _train(
                 args=arguments,
                 train_dataset=columns,
                 eval_dataset=None if isinstance(valid, tuple) else valid,
-                loss=_loss(model, scores, how),
+                loss=_loss(model, scores, heads, how),
                 evaluator=evaluator,
             )
             runner.still, runner.carrying = still, carrying
@@ -161,6 +165,8 @@ def _train(
                 runner.add_callback(EarlyStoppingCallback(how.early_stopping))
             with trainer.one_bar(runner, verbose):
                 runner.train(resume_from_checkpoint=last)
+            # else what was trained in half precision would go on encoding in it
+            runner.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise ValueError(f"training diverged: {name} is no longer finite; try a lower learning_rate")
@@ -170,29 +176,32 @@ def _train(
     return history
 
 
-def _scores(rule: ScoringRule, model: "MultiVectorEncoder") -> tuple[Any, Any]:
-    """The rule as losses see it, and what is to surround each pass so that they see saliences, too."""
+def _weighing(rule: ScoringRule, model: "MultiVectorEncoder") -> Any:
+    """The salience heads that scores depend on, if there are any."""
+    heads = salience.heads_of(model)
+    return heads if heads is not None and rule.salience and heads.gate != "none" else None
+
+
+def _scores(rule: ScoringRule, model: "MultiVectorEncoder", weighed: bool) -> Any:
+    """The rule as losses see it."""
     if isinstance(rule, MaxSim):
         from pyterrier_mvret.training.similarity import MaxSimSimilarity
 
-        return MaxSimSimilarity(rule, unit=settings.normalizes(model)), nullcontext
+        return MaxSimSimilarity(rule, unit=settings.normalizes(model))
     from pyterrier_mvret.training.alignment import AlignmentSimilarity
 
-    weighed = rule.salience and salience.heads_of(model) is not None
-    scores = AlignmentSimilarity(rule.strategy, rule.normalizer, rule.align_over, weighed)
-    return scores, partial(salience.carried, model) if weighed else nullcontext
+    return AlignmentSimilarity(rule.strategy, rule.normalizer, rule.align_over, weighed)
 
 
-def _loss(model: "MultiVectorEncoder", scores: Any, how: Plan) -> Any:
+def _loss(model: "MultiVectorEncoder", scores: Any, heads: Any, how: Plan) -> Any:
     """The library's module, with the L1 term where it has weight."""
     from pyterrier_mvret.training.objectives import WithL1
 
     loss = how.objective.build(model, scores, how.mini_batch_size)
-    heads = salience.heads_of(model)
     if not how.l1:
         return loss
     if heads is None or heads.gate != "l1" or how.mini_batch_size is not None:
-        raise ValueError("l1= is for salience heads with gate='l1', without mini_batch_size=")
+        raise ValueError("l1= is for salience heads with gate='l1' that weigh in scores, without mini_batch_size=")
     return WithL1(loss, heads, how.l1)
 
 

@@ -28,7 +28,8 @@ class Plan:
         mini_batch_size: gradient caching: the batch is encoded by so many texts at a time (GradCache, Gao et al. 2021),
             for the same gradient in less memory and about one more forward pass. For the contrastive loss.
         l1: weight of the mean salience added to the loss, for heads with ``gate="l1"``. Scores do not depend on the
-            size of saliences, so it shrinks them as well as it makes them sparse: small weights, few steps.
+            size of saliences (of documents' they do with ``normalizer="query"``), so it shrinks them as well as it
+            makes them sparse: small weights, few steps.
         learning_rate: at its highest; none takes 1e-5 for all weights, 5e-5 for last layers, 1e-3 for a head,
             1e-2 for salience heads.
         warmup: share of the steps in which the rate rises from 0; from there it falls to 0, linearly.

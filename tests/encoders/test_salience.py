@@ -85,6 +85,17 @@ def test_heads_are_saved_and_read_back(salient, tiny, tmp_path):
     assert "salience" not in mv.TokenEncoder(tiny).describe()["document"]
 
 
+def test_the_librarys_own_loader_asks_for_trust(salient, tmp_path):
+    from sentence_transformers import MultiVectorEncoder
+
+    salient.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="(?s)SalienceHeads.*trust_remote_code"):
+        MultiVectorEncoder(str(tmp_path / "model"), device="cpu")
+    opened = MultiVectorEncoder(str(tmp_path / "model"), device="cpu", trust_remote_code=True)
+    vectors = opened.encode_document(TEXTS[:1], convert_to_numpy=True)[0]
+    np.testing.assert_allclose(vectors, salient.encode_docs(TEXTS[:1]).vectors, atol=1e-5)
+
+
 def test_settings_of_heads_are_part_of_the_space(tiny):
     spaces = {with_heads(tiny, **s).space for s in ({}, {"alpha_d": 0.2}, {"gate": "relu"}, {"epsilon": 0.1})}
     assert len(spaces) == 4
@@ -111,6 +122,23 @@ def test_saliences_are_carried_as_one_more_dimension(salient):
     assert (plain["token_weights"][~plain["attention_mask"].bool()] == 0).all()
     assert model(dict(features), task="document")["token_embeddings"].shape == plain["token_embeddings"].shape
     assert model.get_embedding_dimension() == 8
+
+
+def test_heads_come_after_all_that_is_there(tiny, tmp_path):
+    """Also where the encoder was opened without one of its modules, and that was not the last."""
+    from sentence_transformers import MultiVectorEncoder
+
+    model = mv.TokenEncoder(tiny, device="cpu").model
+    transformer, projection, mask, normalize = model
+    MultiVectorEncoder(modules=[transformer, projection, normalize, mask], prompts=model.prompts).save(str(tmp_path))
+    plain = mv.TokenEncoder(tmp_path, device="cpu", normalize=False)
+    kinds = [type(module) for module in plain.model]
+    assert kinds == [type(transformer), type(projection), type(mask)]
+    model = copy.deepcopy(plain.model)
+    SalienceSettings()(model)
+    assert [type(module) for module in model][:-1] == kinds
+    a, b = plain.encode_docs(TEXTS), mv.TokenEncoder(model).encode_docs(TEXTS)
+    np.testing.assert_array_equal(a.vectors, b.vectors)  # without the mask, there were more of them
 
 
 def test_what_would_change_their_vectors_is_refused(salient, tmp_path):

@@ -139,6 +139,18 @@ def test_auto_picks_only_where_it_leaves_most_documents_out(index, queries, monk
     assert len(index.retriever(num_results=None)(queries)) == 8 * 399
 
 
+def test_auto_picks_only_for_rules_that_codes_rank_by(index, queries, monkeypatch):
+    monkeypatch.setattr(stages, "AUTO_CANDIDATES", 30)
+    one, two = (mv.scoring.Alignment(mv.TopK(k)) for k in (1, 2))
+    few, all_ = (
+        [index.retriever(rule, num_results=20, candidates=count)(queries) for rule in (one, two)]
+        for count in (30, None)
+    )
+    same(index.retriever(one, num_results=20)(queries), few[0])
+    same(index.retriever(two, num_results=20)(queries), all_[1])
+    assert not few[1]["docno"].equals(all_[1]["docno"])
+
+
 def test_a_large_segment_without_codes_hides_no_other(tmp_path, queries):
     path = tmp_path / "x.mv"
     index = mv.MultiVecIndex(path, dtype="float32", quantize=False).index(clustered(120))

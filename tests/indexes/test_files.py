@@ -238,7 +238,7 @@ def test_one_search_sees_one_index(path):
 
 def test_stages_say_what_they_were_given(path):
     index = build(path)
-    for wrong in (10, "l2"):
+    for wrong in (10, "l2", mv.ColBERT):
         for verb in (index.retriever, index.scorer):
             with pytest.raises(ValueError, match="expected a model .* or a scoring rule"):
                 verb(wrong)

@@ -139,6 +139,16 @@ def test_weights_of_some_queries_only_and_from_any_row(path):
     np.testing.assert_allclose(rescored["score"], [mixed["q0"]["d1"], mixed["q0"]["d2"]], atol=1e-5)
 
 
+def test_weights_of_other_vectors_are_refused(path):
+    index, vectors = build(path, dtype="float32"), topics(1)["query_embs"][0]
+    rows = pd.DataFrame({"qid": "q0", "docno": ["d1", "d2"], "query_weights": [None, np.ones(4)]})
+    alike = rows.assign(query_embs=[vectors, vectors.copy()])
+    absent = rows.assign(query_embs=[vectors, None])
+    np.testing.assert_array_equal(index.scorer()(alike)["score"], index.scorer()(absent)["score"])
+    with pytest.raises(ValueError, match="query_weights of query 'q0' are beside other query_embs than its first"):
+        index.scorer()(rows.assign(query_embs=[vectors, vectors[::-1]]))
+
+
 def test_scorer_ranks_equal_scores_by_docno_whatever_the_order_of_rows(path):
     index = build(path, [{"docno": n, "doc_embs": np.eye(DIM)[:1]} for n in "cab"])
     r = pd.DataFrame({"qid": "q0", "docno": list("cab"), "query_embs": list(topics(1)["query_embs"]) * 3})

@@ -66,6 +66,14 @@ def test_rules_without_salience_do_not_read_them(path, tmp_path, rule):
     pd.testing.assert_frame_equal(a, b)
 
 
+def test_weights_that_a_rule_ignores_pick_no_candidates(path):
+    index = mv.MultiVecIndex(path, quantize=True).index(weighed(n=400))
+    retrieve = index.retriever(Alignment(mv.TopK(2), salience=False), candidates=5, num_results=5)
+    lopsided = topics().assign(query_weights=lambda t: [np.eye(len(e), dtype=np.float32)[0] for e in t["query_embs"]])
+    found = retrieve(lopsided).drop(columns="query_weights")
+    pd.testing.assert_frame_equal(found[retrieve(topics()).columns], retrieve(topics()))
+
+
 def test_they_come_back_with_the_vectors(path):
     docs, index = weighed(), mv.MultiVecIndex(path)
     index.index(docs)
@@ -89,6 +97,14 @@ def test_whether_they_are_stored_is_said_or_told_by_the_first_document(path, tmp
         len(mv.MultiVecIndex(tmp_path / "off.mv", store_weights=True))
     with pytest.raises(ValueError, match="document 'd1' has no doc_weights"):
         mv.MultiVecIndex(path).index([docs[0], documents()[1]])
+
+
+def test_an_index_without_documents_is_told_by_who_appends(path):
+    mv.MultiVecIndex(path).index([])
+    asking = mv.MultiVecIndex(path, store_weights=True)
+    with pytest.raises(ValueError, match="document 'd0' has no doc_weights"):
+        asking.indexer("append").index(documents())
+    assert asking.indexer("append").index(weighed()).manifest["store_weights"]
 
 
 def test_documents_without_them_do_not_join_those_with_them(path):
@@ -139,9 +155,17 @@ def test_the_rule_of_the_model_that_built_it_is_the_default(path, rule):
     index = mv.MultiVecIndex(path).index({**d, "doc_encoder": made} for d in weighed())
     assert mv.MultiVecIndex(path).scoring == rule
     pd.testing.assert_frame_equal(index.retriever()(asked()), index.retriever(rule)(asked()))
+
+
+def test_documents_join_whatever_alignment_their_model_has(path):
+    first, other = (Alignment(mv.TopK(k)) for k in (2, 7))
+    made = [json.dumps({"space": "m#1", "scoring": rule.describe()}) for rule in (first, other, MaxSim())]
+    index = mv.MultiVecIndex(path).index({**d, "doc_encoder": made[0]} for d in weighed())
+    index.indexer("append").index([{**weighed()[0], "docno": "new", "doc_encoder": made[1]}])
+    assert len(index) == 51
+    assert index.scoring == first  # the default stays
     with pytest.raises(ValueError, match="was built with scoring="):
-        other = json.dumps({"space": "m#1", "scoring": Alignment(mv.TopK(7)).describe()})
-        index.indexer("append").index([{**weighed()[0], "docno": "new", "doc_encoder": other}])
+        index.indexer("append").index([{**weighed()[0], "docno": "newer", "doc_encoder": made[2]}])
 
 
 def test_an_alignment_of_another_version_is_no_rule():

@@ -6,8 +6,9 @@ import pyterrier as pt
 import pytest
 
 import pyterrier_mvret as mv
-from pyterrier_mvret.encoders.importance import IDF, First
+from pyterrier_mvret.encoders.importance import IDF, Attention, First, Salience
 from pyterrier_mvret.scoring import Alignment, align_packed
+from tests import checkpoints
 from tests.encoders.test_salience import with_heads
 from tests.methods.test_colbert import QUERIES, TEXTS, candidates, corpus
 
@@ -96,6 +97,34 @@ def test_an_index_without_weights_is_refused_where_they_count(salient, tmp_path)
     assert len(index.scorer(mv.Aligner(salient, salience=False))(queries))
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["model", "index"])
+def test_queries_without_saliences_are_refused_where_they_count(salient, tmp_path, told):
+    aligner = mv.Aligner(salient, mv.TopK(2))
+    index = indexed(aligner, tmp_path / "x.mv")
+    model = aligner if told else None
+    for other in (mv.ColBERT(salient), mv.Aligner(salient, salience=False)):
+        for stage, frame in ((index.scorer(model), candidates()), (index.retriever(model), QUERIES)):
+            with pytest.raises(ValueError, match="query '1' has no query_weights, and the model scores by them"):
+                stage(other.query_encoder()(frame))
+        alike = index.scorer(mv.Aligner(salient, mv.TopK(2), salience=False))
+        assert len(alike(other.query_encoder()(candidates())))
+
+
+@pytest.mark.parametrize("keep", [{}, PRUNED], ids=str)
+def test_texts_are_scored_whatever_vectors_found_them(tiny, salient, tmp_path, keep):
+    aligner = mv.Aligner(salient, mv.TopK(2), **keep)
+    found = aligner.query_encoder()(candidates())
+    for scorer in (mv.ColBERT(tiny).text_scorer(), aligner.text_scorer(), aligner.text_scorer(refine="full")):
+        pd.testing.assert_series_equal(scorer(found)["score"], scorer(candidates())["score"])
+
+
+def test_an_index_without_documents_finds_nothing(salient, tmp_path):
+    aligner, index = mv.Aligner(salient), mv.MultiVecIndex(tmp_path / "x.mv")
+    (aligner.doc_encoder() >> index).index([])
+    for model in (aligner, None):
+        assert len((aligner.query_encoder() >> index.retriever(model))(QUERIES)) == 0
+
+
 # ---------------------------------------------------------------- pruning
 
 
@@ -130,8 +159,8 @@ def test_refinement_with_all_tokens_after_a_pruned_search(salient, tmp_path):
 
 
 def test_what_ranks_tokens_is_told_or_follows_the_encoder(tiny, salient):
-    assert repr(mv.Aligner(tiny, doc_keep=0.5).pruning.by) == "Attention()"
-    assert repr(mv.Aligner(salient, doc_keep=0.5).pruning.by) == "Salience()"
+    for encoder, by in ((mv.TokenEncoder(tiny), Attention()), (salient, Salience())):
+        assert mv.Aligner(encoder, doc_keep=0.5).pruning.ranking(encoder) == by
     assert mv.Aligner(tiny, doc_keep=0.5, keep_by="first").pruning.by == First()
     assert mv.Aligner(tiny).pruning is None
     documents = pd.DataFrame(corpus())
@@ -140,6 +169,27 @@ def test_what_ranks_tokens_is_told_or_follows_the_encoder(tiny, salient):
         np.testing.assert_allclose(few, all_[: len(few)], atol=1e-6)
     with pytest.raises(ValueError, match="salience heads"):
         mv.Aligner(tiny, doc_keep=0.5, keep_by="salience").doc_encoder()(documents)
+
+
+def test_stages_made_before_training_have_its_heads(tiny):
+    aligner = mv.Aligner(mv.TokenEncoder(copy.deepcopy(mv.TokenEncoder(tiny, device="cpu").model)), **PRUNED)
+    queries, documents, frame = aligner.query_encoder(), aligner.doc_encoder(), pd.DataFrame(corpus())
+    assert "query_weights" not in queries(QUERIES).columns
+    assert '"by": {"kind": "attention"}' in documents(frame)["doc_encoder"][0]
+    aligner.encoder.adopt(with_heads(tiny).model)
+    for old, new, on in ((queries, aligner.query_encoder(), QUERIES), (documents, aligner.doc_encoder(), frame)):
+        assert old == new
+        for some in (on, on.iloc[:0]):
+            assert old(some).columns.tolist() == new(some).columns.tolist()
+            assert old(some).filter(regex="_weights$").shape[1] == 1
+    assert '"by": {"kind": "salience"}' in documents(frame)["doc_encoder"][0]
+
+
+def test_making_stages_opens_no_checkpoint():
+    aligner = mv.Aligner("nobody/nothing", doc_keep=0.5)
+    stages = [aligner.query_encoder(), aligner.doc_encoder(), aligner.text_scorer()]
+    with pytest.raises(OSError, match="no checkpoint 'nobody/nothing'"):
+        stages[0](QUERIES)
 
 
 def test_documents_pruned_otherwise_do_not_join(tiny, tmp_path):
@@ -154,7 +204,7 @@ def test_documents_pruned_otherwise_do_not_join(tiny, tmp_path):
     [({"doc_keep": 0}, "share of document tokens kept must be above 0"), ({"query_keep": 1.5}, "from 0 to 1"),
      ({"alignment": "top"}, "alignment must be"), ({"normalizer": "doc"}, "normalizer must be one of"),
      ({"align_over": "some"}, "align_over must be one of"), ({"keep_by": "idf"}, r"IDF\.of"),
-     ({"keep_by": "best"}, "importance must be attention, first")],
+     ({"keep_by": "best"}, "importance must be attention, first"), ({"salience": "no"}, "salience must be True or")],
 )  # fmt: skip
 def test_settings_out_of_range_are_said_at_once(tiny, settings, message):
     with pytest.raises(ValueError, match=message):
@@ -198,6 +248,22 @@ def test_candidates_come_once_from_any_pipeline_and_vectors_from_index_or_text(t
         aligner.fit(QUERIES, judged(), indexed(aligner, tmp_path / "x.mv") if stored else None, retriever=retriever)
         assert calls == [["1", "2"]]
         tables.append(aligner.adaptation.by_query)
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_vectors_of_other_models_choose_no_alignment(tiny, salient, tmp_path):
+    stranger = mv.ColBERT(checkpoints.sentence_encoder(tmp_path / "other"), init_projection=8, device="cpu")
+    strange, index = indexed(stranger, tmp_path / "s.mv"), indexed(mv.ColBERT(tiny), tmp_path / "x.mv")
+    retrieve = pt.apply.generic(lambda q: candidates().merge(q[["qid"]]))
+    with pytest.raises(ValueError, match="s.mv holds vectors of encoder"):
+        mv.Aligner(tiny).fit(QUERIES, judged(), strange, retriever=retrieve)
+    with pytest.raises(ValueError, match="holds no weights of document tokens"):
+        mv.Aligner(salient).fit(QUERIES, judged(), indexed(mv.ColBERT(salient), tmp_path / "w.mv"))
+    found = stranger.query_encoder() >> strange.retriever()
+    tables = [
+        mv.Aligner(tiny).fit(QUERIES, judged(), index, retriever=r).adaptation.by_query
+        for r in (found, found >> pt.apply.generic(lambda r: r[["qid", "query", "docno"]]))
+    ]
     pd.testing.assert_frame_equal(*tables)
 
 
@@ -267,6 +333,40 @@ def test_save_and_load(tiny, tmp_path, settings):
             mv.Aligner(tmp_path / "model")
     with pytest.raises(ValueError, match="was saved by Aligner"):
         mv.ColBERT.load(tmp_path / "model")
+
+
+def test_a_saved_model_is_scored_and_pruned_otherwise_where_one_says_so(salient, tmp_path):
+    mv.Aligner(salient, mv.TopK(2), doc_keep=0.5).save(tmp_path / "model")
+    again = mv.Aligner.load(tmp_path / "model", alignment=mv.TopP(0.5), doc_keep=0.2, device="cpu", verbose=True)
+    assert (again.alignment, again.doc_keep, again.encoder.device, again.verbose) == (mv.TopP(0.5), 0.2, "cpu", True)
+    swept = mv.Aligner(again.encoder, mv.TopK(3), doc_keep=0.3)
+    assert (swept.alignment, swept.doc_keep) == (mv.TopK(3), 0.3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [('{"method": "Ali', "pyterrier_mvret.json is damaged: Unterminated"), ("[]", "damaged: it names no method"),
+     ('{"method": "Aligner", "new": 1}', "is not of Aligner: missing or unknown: align_over, .*, new, ")],
+)  # fmt: skip
+def test_damaged_settings_are_named(tiny, tmp_path, content, message):
+    mv.Aligner(tiny).save(tmp_path / "model")
+    (tmp_path / "model" / "pyterrier_mvret.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        mv.Aligner.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("wrong", [mv.TopK(2), 3, mv.ColBERT("nobody/nothing")], ids=repr)
+def test_what_is_no_encoder_is_said_at_once(wrong):
+    with pytest.raises(ValueError, match=r"expected a folder, .* got .*pass its \.encoder"):
+        mv.Aligner(wrong)
+
+
+def test_numbers_of_numpy_are_numbers(tiny, tmp_path):
+    aligner = mv.Aligner(tiny, salience=np.bool_(False), doc_keep=np.float32(0.2), query_keep=np.float32(0.7))
+    assert (aligner.pruning.document, aligner.pruning.query) == (0.2, 0.7)
+    assert indexed(aligner, tmp_path / "x.mv").manifest["encoder"]["document"]["kept"] == 0.2
+    aligner.save(tmp_path / "model")
+    assert mv.Aligner.load(tmp_path / "model").pruning == aligner.pruning
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)

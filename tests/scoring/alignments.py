@@ -47,7 +47,7 @@ def reference(query, document, alignment, uq=None, ud=None, normalizer="alignmen
         for j, aligned in row(alignment, similarity).items():
             total += similarity[j] * uq[i] * ud[j] * aligned
             mass += uq[i] * (ud[j] if normalizer == "alignment" else 1) * aligned
-    return total / mass if mass > 0 else 0.0
+    return total / mass if mass > 1e-30 else 0.0
 
 
 def pack(matrices, dim):

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from pyterrier_mvret.scoring import EMPTY_DOCUMENT, MaxSim, Soft, TopK, TopP, align_matrix
-from pyterrier_mvret.training import alignment
+from pyterrier_mvret.scoring.salience import saliences
+from pyterrier_mvret.training import alignment, winners
 from pyterrier_mvret.training.alignment import AlignmentSimilarity
 from pyterrier_mvret.training.similarity import MaxSimSimilarity
 from tests.scoring.alignments import UD, UQ, VARIANTS, D, Q
@@ -17,7 +18,7 @@ every_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
 @pytest.fixture(params=["few", "all"])
 def way(request, monkeypatch):
     """Through the best similarities where they are few, in many blocks; and through all of them, in one."""
-    monkeypatch.setattr(alignment, *(("_PRODUCTS_AT_ONCE", 40) if request.param == "few" else ("_FEW", 0)))
+    monkeypatch.setattr(*((winners, "PRODUCTS_AT_ONCE", 40) if request.param == "few" else (alignment, "_FEW", 0)))
 
 
 def ragged(seed, queries=3, group=2, dim=4, empty=0.2):
@@ -81,6 +82,27 @@ def test_scores_are_those_of_the_ranking_rule(strategy, variant, weighed, way):
         np.testing.assert_allclose(score.groups(*inputs).numpy(), own, atol=1e-5)
         first = score.pairs(queries, documents[:, 0], queries_mask, mask[:, 0])
         np.testing.assert_allclose(first.numpy(), own[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("strategy", [TopK(1), TopP(0.2), Soft(1, 0.1)], ids=str)
+def test_closed_gates_are_the_same_to_training_and_ranking(strategy, variant, way):
+    """Where all that a query token aligns with is closed, its saliences and their products are at float32's end."""
+    score, empty = AlignmentSimilarity(strategy, *variant, weighed=True), 0
+    for seed in range(3):
+        draws = torch.Generator().manual_seed(seed)
+        queries, documents = (torch.randn(12, n, 4, generator=draws) for n in (4, 25))
+        raws = [1 + 0.3 * torch.randn(12, n, generator=draws) for n in (4, 25)]
+        weights = [saliences(raw.requires_grad_(), "lp", 0.4, 0.002) for raw in raws]
+        q, d = (torch.cat([x, u[..., None]], -1) for x, u in zip((queries, documents), weights))
+        matrix = score.matrix(q, d[:, None], torch.ones(12, 4).bool(), torch.ones(12, 1, 25).bool())
+        expected = ranked(strategy, q.detach().numpy(), d.detach().numpy()[:, None], True,
+                          normalizer=variant[0], align_over=variant[1])  # fmt: skip
+        np.testing.assert_allclose(matrix.detach().numpy(), expected, atol=1e-5)
+        matrix.square().sum().mul(2**16).backward()  # as half precision scales losses
+        assert all(raw.grad.isfinite().all() and raw.grad.any() for raw in raws)
+        empty += (expected == 0).sum()
+    assert empty or strategy == Soft(1, 0.1) or variant[1] == "salient"
 
 
 def worked(dtype=torch.float64, uq=UQ, ud=UD):
@@ -224,7 +246,7 @@ def test_automatic_mixed_precision_does_not_round(strategy, way):
 
 @pytest.mark.parametrize("strategy", [TopK(1), TopK(3), TopK(20), Soft(1), Soft(2)], ids=str)
 def test_no_product_of_all_tokens_is_kept(strategy, monkeypatch):
-    monkeypatch.setattr(alignment, "_PRODUCTS_AT_ONCE", 5000)
+    monkeypatch.setattr(winners, "PRODUCTS_AT_ONCE", 5000)
     queries, documents = torch.rand(4, 6, 3, requires_grad=True), torch.rand(10, 2, 100, 3, requires_grad=True)
     sizes = []
 

@@ -20,6 +20,18 @@ def test_curves_put_a_steps_entries_in_one_row():
     assert history.loc[1, ["loss", "valid_loss"]].tolist() == [2.0, 1.5]
 
 
+def test_terms_of_the_validation_loss_are_not_those_of_training():
+    log = [
+        {"step": 1, "loss": 2.5, "ranking": 2.0, "l1": 0.5},
+        {"step": 1, "eval_loss": 5.0, "eval_ranking": 4.0, "eval_l1": 1.0},
+        {"step": 2, "loss": 3.0, "own": 1.0, "in_batch": 2.0, "eval_own": 7.0, "eval_in_batch": 8.0},
+    ]
+    history = curves.from_log(log)
+    names = ["loss", "ranking", "l1", "valid_loss", "valid_ranking", "valid_l1"]
+    assert history.loc[0, names].tolist() == [2.5, 2, 0.5, 5, 4, 1]
+    assert history.loc[1, ["own", "in_batch", "valid_own", "valid_in_batch"]].tolist() == [1, 2, 7, 8]
+
+
 def test_the_drawing_has_what_was_logged():
     pyplot = pytest.importorskip("matplotlib.pyplot")
     log = [

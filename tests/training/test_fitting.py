@@ -73,6 +73,23 @@ def test_a_document_of_two_queries_does_not_meet_itself_in_a_batch(toy):
 # ------------------------------------------------------------------ the model changes, or stays
 
 
+def test_half_precision_ends_with_training(colbert, toy, quick):
+    """A float32 encoder that stays in memory must not go on in another arithmetic than the one that is saved."""
+    model, seen = colbert(), []
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda *_: seen.append(torch.is_autocast_enabled("cpu"))
+    )
+    try:
+        model.fit(toy.pairs, bf16=True, **quick)
+        assert any(seen)
+        seen.clear()
+        for fitted in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert fitted.text_scorer()(toy.results)["score"].notna().all()
+    finally:
+        hook.remove()
+    assert seen and not any(seen)
+
+
 def test_stages_made_before_change_with_the_model(colbert, toy, quick):
     model = colbert()
     query, scorer, space = model.query_encoder(), model.text_scorer(), model.encoder.space

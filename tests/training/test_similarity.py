@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sentence_transformers.multi_vector_encoder.scoring import colbert_scores
 
 from pyterrier_mvret.scoring import EMPTY_DOCUMENT, MaxSim
-from pyterrier_mvret.training import similarity
+from pyterrier_mvret.training import winners
 from pyterrier_mvret.training.similarity import MaxSimSimilarity
 
 RULES = [MaxSim(s, n) for s in ("cosine", "l2") for n in (None, "query")]
@@ -84,7 +84,7 @@ def gradients(score, inputs):
 @pytest.mark.parametrize("at_once", [1, 100, 1 << 23])
 @pytest.mark.parametrize("seed", range(5))
 def test_gradients_are_those_of_the_library(seed, at_once, monkeypatch):
-    monkeypatch.setattr(similarity, "_PRODUCTS_AT_ONCE", at_once)
+    monkeypatch.setattr(winners, "PRODUCTS_AT_ONCE", at_once)
     _, _, inputs = batch(seed)
     ours, _ = gradients(MaxSimSimilarity(MaxSim(), unit=True).matrix, inputs)
     theirs, _ = gradients(colbert_scores, inputs)
