@@ -19,6 +19,7 @@ from projection_heads import DOC_LENGTH, MIN_LABEL, Collection
 import pyterrier_mvret as mv
 from pyterrier_mvret.encoders.importance import IDF, Attention, First, Importance, Random, pruned
 from pyterrier_mvret.scoring import Alignment
+from pyterrier_mvret.scoring.aligned import LEAST_MASS
 from pyterrier_mvret.scoring.ragged import padded_blocks, ragged_rows
 
 RULES = {
@@ -237,7 +238,7 @@ def best_shared(queries: mv.TokenBatch, documents: mv.TokenBatch, scores: list[s
             weight = np.ones_like(v) if name == "off" else u * v
             mass = np.broadcast_to(u, v.shape) if name == "query" else weight
             sums, total = (np.add.reduceat(part, queries.offsets[:-1]) for part in (weight * best, mass))
-            found[name][:, block] = np.divide(sums, total, out=np.zeros_like(sums), where=total > 0)
+            found[name][:, block] = np.divide(sums, total, out=np.zeros_like(sums), where=total > LEAST_MASS)
     return found
 
 
