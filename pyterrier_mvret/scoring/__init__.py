@@ -21,6 +21,7 @@ from pyterrier_mvret.scoring.pairs import AlignedPairs
 from pyterrier_mvret.scoring.rules import Alignment, ScoringRule, rule_of
 from pyterrier_mvret.scoring.stored import Residual, StoredVectors
 from pyterrier_mvret.scoring.strategies import Soft, TopK, TopP, named_alignment
+from pyterrier_mvret.scoring.units import UnitRows, unit_and_text_scores, unit_maxima, unit_scores, with_text_scores
 
 __all__ = [
     "EMPTY_DOCUMENT",
@@ -33,6 +34,7 @@ __all__ = [
     "StoredVectors",
     "TopK",
     "TopP",
+    "UnitRows",
     "align_grid",
     "align_matrix",
     "align_packed",
@@ -46,4 +48,8 @@ __all__ = [
     "named_alignment",
     "rule_of",
     "salience",
+    "unit_and_text_scores",
+    "unit_maxima",
+    "unit_scores",
+    "with_text_scores",
 ]
