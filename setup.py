@@ -66,6 +66,7 @@ setup(
         "numpy>=1.26",
         "faiss-cpu>=1.9",
         "ir_datasets>=0.5.10",
+        "sentencex>=1.0.32",
         # used directly, and brought along by those above
         "huggingface-hub>=1.0",
         "safetensors>=0.5",
