@@ -173,14 +173,22 @@ def unit_maxima(query: Array, vectors: "Array | StoredVectors", units: UnitRows)
            [ 0.6,  1. ],
            [-inf, -inf]], dtype=float32)
     """
-    best = maxima(query, vectors, units.starts, units.ends)
-    runs = np.diff(units.offsets)
-    if (runs == 1).all():
+    return _of_units(maxima(query, vectors, units.starts, units.ends), units)
+
+
+def _of_units(best: Floats, units: UnitRows) -> Floats:
+    """Best similarities of units from those of their runs, which lie one unit after the other."""
+    filled = np.diff(units.offsets) > 0
+    if len(best) == len(units) and filled.all():  # a run each
         return best
-    out = np.full((len(units), best.shape[1]), -np.inf, dtype=np.float32)
-    filled = runs > 0
-    if filled.any():  # runs of units lie one after the other, so that those of a unit end where the next one's begin
-        out[filled] = np.maximum.reduceat(best, units.offsets[:-1][filled], axis=0)
+    return _grouped(best, units.offsets[:-1], filled)
+
+
+def _grouped(best: Floats, firsts: Ints, filled: npt.NDArray[np.bool_]) -> Floats:
+    """Maxima over consecutive runs, from the first of each group on; minus infinity for groups that are not filled."""
+    out = np.full((len(firsts), best.shape[1]), -np.inf, dtype=np.float32)
+    if filled.any():
+        out[filled] = np.maximum.reduceat(best, firsts[filled], axis=0)
     return out
 
 
@@ -243,28 +251,34 @@ def unit_and_text_scores(
     (array([1.56, 1.24], dtype=float32), array([1.96], dtype=float32))
     """
     stored = as_stored(vectors)
-    rest = _rest(units, _checked_offsets(offsets, len(stored), "offsets"))
-    best, whole = unit_maxima(query, stored, units), unit_maxima(query, stored, rest)
-    if len(units):
-        order = np.argsort(units.texts, kind="stable")
-        texts, firsts = np.unique(units.texts[order], return_index=True)
-        whole[texts] = np.maximum(whole[texts], np.maximum.reduceat(best[order], firsts, axis=0))
-    return _sums(best, units.sizes == 0, weights), _sums(whole, np.diff(offsets) == 0, weights)
+    offsets = _checked_offsets(offsets, len(stored), "offsets")
+    free_starts, free_ends = _free_runs(units, offsets)
+    starts, ends = np.concatenate([units.starts, free_starts]), np.concatenate([units.ends, free_ends])
+    order = np.argsort(starts, kind="stable")  # rows are read as they lie, and runs of a text come together
+    found = maxima(query, stored, starts[order], ends[order])
+    filled = np.diff(offsets) > 0
+    of_texts = _grouped(found, np.searchsorted(starts[order], offsets[:-1]), filled)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    of_units = _of_units(found[place[: len(units.starts)]], units)
+    return _sums(of_units, units.sizes == 0, weights), _sums(of_texts, ~filled, weights)
 
 
-def _rest(units: UnitRows, offsets: Ints) -> UnitRows:
-    """The rows of each text that none of its units has, as one unit a text."""
+def _free_runs(units: UnitRows, offsets: Ints) -> tuple[Ints, Ints]:
+    """Runs of rows that belong to no unit, none across two texts: their starts and ends."""
     text = np.repeat(units.texts, np.diff(units.offsets))
-    if (
-        units.texts.max(initial=-1) >= len(offsets) - 1
-        or not ((offsets[text] <= units.starts) & (units.ends <= offsets[text + 1])).all()
-    ):
+    known = units.texts.max(initial=-1) < len(offsets) - 1
+    if not known or not ((offsets[text] <= units.starts) & (units.ends <= offsets[text + 1])).all():
         raise ValueError("a unit has rows of another text than its own")
-    taken = np.zeros(offsets[-1] + 1, dtype=np.int64)
-    np.add.at(taken, units.starts, 1)
-    np.subtract.at(taken, units.ends, 1)
-    rows = np.flatnonzero(np.cumsum(taken)[:-1] == 0)
-    return UnitRows.of_pairs(np.searchsorted(offsets, rows, side="right") - 1, rows, np.arange(len(offsets) - 1))
+    change = np.zeros(offsets[-1] + 1, dtype=np.int64)
+    np.add.at(change, units.starts, 1)
+    np.add.at(change, units.ends, -1)
+    free = np.cumsum(change)[:-1] == 0
+    border = np.zeros(len(change), dtype=bool)
+    border[offsets] = True
+    starts = free & (border[:-1] | ~np.append(False, free[:-1]))
+    ends = free & (border[1:] | ~np.append(free[1:], False))
+    return np.flatnonzero(starts), np.flatnonzero(ends) + 1
 
 
 def _sums(best: Floats, empty: npt.NDArray[np.bool_], weights: Array | None) -> Floats:
