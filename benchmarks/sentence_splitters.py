@@ -22,6 +22,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,36 @@ SPLITTERS: dict[str, Callable[[], Split]] = {
     "tokenizesentences": tokenizesentences,
 }
 
+#: when the measured releases came out
+RELEASED = {
+    "sentencex": "2026-09",
+    "pysbd": "2021-02",
+    "sentencesplit": "2026-06",
+    "blingfire": "2021-09",
+    "syntok": "2022-03",
+    "segtok": "2021-12",
+    "nltk": "2026-10",
+    "nupunkt": "2026-09",
+    "sentence-splitter": "2019-01",
+    "sentence-stream": "2026-01",
+    "simplemma": "2026-08",
+    "tokenizesentences": "2026-08",
+}
+
+
+def package(name: str) -> dict[str, Any]:
+    """What an installed package says of itself, and how large it is."""
+    found = distribution(name)
+    fields, needs = found.metadata, found.requires or []
+    said = fields.get("License-Expression") or fields.get("License") or ""
+    classified = [c.rpartition(" :: ")[2] for c in fields.get_all("Classifier", []) if c.startswith("License")]
+    return {
+        "released": RELEASED[name],
+        "licence": (classified or [said])[0],
+        "needs": [need for need in needs if "extra" not in need],
+        "megabytes": round(sum(f.size or 0 for f in found.files or []) / 1e6, 1),
+    }
+
 
 def searched(text: str, sentences: Iterable[str]) -> Iterator[Span]:
     """Where strings lie in the text, each behind the one before; those that are not there are left out."""
@@ -265,6 +296,7 @@ def main(data: Path) -> None:
         "about": about("python benchmarks/sentence_splitters.py --data FOLDER", list(SPLITTERS)[1:]),
         "sentences": {collection: sum(len(s) for _, s in texts) for collection, texts in given.items()},
         "texts": {"awkward": len(AWKWARD)} | {collection: len(texts) for collection, texts in given.items()},
+        "packages": {name: package(name) for name in rows if name in RELEASED},
         "splitters": rows,
     }
     FILE.write_text(json.dumps(outcome, indent=1) + "\n")
