@@ -14,9 +14,13 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it; a name equal to its module's last part is the module itself
 _PUBLIC = {
+    "AGRaME": "pyterrier_mvret.methods.agrame",
     "Aligner": "pyterrier_mvret.methods.aligner",
     "ColBERT": "pyterrier_mvret.methods.colbert",
     "MultiVecIndex": "pyterrier_mvret.indexes.multivec",
+    "Paragraphs": "pyterrier_mvret.encoders.splitters",
+    "Phrases": "pyterrier_mvret.encoders.splitters",
+    "Sentences": "pyterrier_mvret.encoders.splitters",
     "Soft": "pyterrier_mvret.scoring.strategies",
     "TokenBatch": "pyterrier_mvret.encoders.token_batch",
     "TokenEncoder": "pyterrier_mvret.encoders.token_encoder",
@@ -36,9 +40,11 @@ __all__ = [*_PUBLIC, "__version__"]
 if TYPE_CHECKING:
     from pyterrier_mvret import datasets, explain, scoring, training
     from pyterrier_mvret.encoders import heads, importance, models
+    from pyterrier_mvret.encoders.splitters import Paragraphs, Phrases, Sentences
     from pyterrier_mvret.encoders.token_batch import TokenBatch
     from pyterrier_mvret.encoders.token_encoder import TokenEncoder
     from pyterrier_mvret.indexes.multivec import MultiVecIndex
+    from pyterrier_mvret.methods.agrame import AGRaME
     from pyterrier_mvret.methods.aligner import Aligner
     from pyterrier_mvret.methods.colbert import ColBERT
     from pyterrier_mvret.scoring.strategies import Soft, TopK, TopP

@@ -20,9 +20,17 @@ DOC_TOK_IDS = "doc_tok_ids"  # int32 (tokens,), row for row with doc_embs
 DOC_TOK_OFFSETS = "doc_tok_offsets"  # int32 (tokens, 2): characters [start, end) of each token in the text
 DOC_WEIGHTS = "doc_weights"  # float32 (tokens,), row for row with doc_embs; optional
 DOC_ENCODER = "doc_encoder"  # JSON text: everything that fixed the document vectors
+SPANS = "spans"  # characters of a passage's units: (start, end) pairs, or lists of pairs for propositions
+PARENT = "parent_docno"  # the passage that a unit is of
+START = "start"  # characters [start, end) of a unit in its passage
+END = "end"
+UNIT_SCORE = "unit_score"  # of the unit's own tokens
+PASSAGE_SCORE = "passage_score"  # of all tokens of its passage
+BEST_UNIT = "best_unit"  # of a passage that units were folded back to
 
 # columns that belong together: whoever replaces the vectors replaces or drops the others
 QUERY_COLUMNS = (QUERY_EMBS, QUERY_TOK_IDS, QUERY_WEIGHTS, QUERY_ENCODER)
+UNIT_COLUMNS = (SPANS, PARENT, START, END, UNIT_SCORE, PASSAGE_SCORE)
 DOC_COLUMNS = (DOC_EMBS, DOC_TOK_IDS, DOC_TOK_OFFSETS, DOC_WEIGHTS, DOC_ENCODER)
 
 

@@ -16,8 +16,9 @@ ALLOWED = {
     "encoders": {"encoders", "scoring", "component", "frames"},
     "indexes": {"indexes", "scoring", "component", "frames"},
     "training": {"training", "encoders", "indexes", "scoring", "component", "frames"},
+    "unit_stages": {"encoders", "indexes", "scoring", "component", "frames"},
     "model": {"encoders", "training", "scoring", "component", "explain"},
-    "methods": {"model", "encoders", "indexes", "training", "scoring", "component", "frames"},
+    "methods": {"model", "unit_stages", "encoders", "indexes", "training", "scoring", "component", "frames"},
     "explain": {"component", "frames", "encoders", "scoring"},
     "datasets": {"component", "frames"},
 }

@@ -47,6 +47,7 @@ def parts(tiny, tmp_path_factory):
         weighed=mv.MultiVecIndex(folder / "weighed.mv", store_weights=True),
     )
     corpus = [{"docno": d, "text": t} for d, t in TEXTS.items()]
+    parts.agrame = mv.AGRaME(parts.colbert.encoder, unit=mv.Phrases(3))
     (parts.colbert.doc_encoder() >> parts.index).index(corpus)
     (parts.aligner.doc_encoder() >> parts.weighed).index(corpus)
     return parts
@@ -71,8 +72,8 @@ def documents() -> pd.DataFrame:
     return pd.DataFrame([{"docno": d, "text": t, "url": f"u{d}"} for d, t in TEXTS.items()])
 
 
-# stage -> (how to make it, the same with another setting, an example frame, the columns it adds); what comes after a
-# comma is another case of the same stage
+# stage -> (how to make it, the same with another setting, an example frame, the columns it adds, or drops: those with a
+# minus); what comes after a comma is another case of the same stage
 STAGES = {
     "QueryEncoder": (
         lambda p: p.colbert.query_encoder(),
@@ -152,6 +153,24 @@ STAGES = {
         lambda p: results(),
         {"doc_embs", "doc_weights", "doc_encoder"},
     ),
+    "UnitScorer": (
+        lambda p: p.agrame.unit_scorer(),
+        lambda p: mv.AGRaME(p.colbert.encoder, alpha=0).unit_scorer(),
+        lambda p: results(),
+        {"parent_docno", "start", "end", "unit_score", "passage_score"},
+    ),
+    "UnitScorer, from an index": (
+        lambda p: p.agrame.unit_scorer(p.index),
+        lambda p: p.agrame.unit_scorer(p.index, keep_passages=2),
+        lambda p: results(),
+        {"parent_docno", "start", "end", "unit_score", "passage_score"},
+    ),
+    "UnitFolder": (
+        lambda p: p.agrame.fold(),
+        lambda p: p.agrame.fold("mean"),
+        lambda p: p.agrame.unit_scorer()(results()),
+        {"best_unit", *(f"-{c}" for c in ("text", "parent_docno", "start", "end", "unit_score", "passage_score"))},
+    ),
 }
 
 
@@ -192,7 +211,8 @@ def test_1_inspection_agrees_with_a_real_run(case):
     inputs = pt.inspect.transformer_inputs(stage)
     assert all(set(config) <= set(frame.columns) for config in inputs)
     assert set(pt.inspect.transformer_outputs(stage, list(frame.columns))) == set(stage(frame).columns)
-    assert set(stage(frame).columns) == set(frame.columns) | added
+    dropped = {name.removeprefix("-") for name in added if name.startswith("-")}
+    assert set(stage(frame).columns) == (set(frame.columns) | added) - dropped - {f"-{name}" for name in dropped}
     for config in inputs:
         broken = frame.drop(columns=config[-1])
         with pytest.raises(pt.validate.InputValidationError):
@@ -214,7 +234,7 @@ def test_2_empty_in_same_columns_out_nothing_loaded(case, tmp_path):
         fresh.encoder = mv.TokenEncoder(tmp_path if modules.is_file() else "no/such/model")
     if getattr(fresh, "model", None) is not None:
         fresh.model = mv.ColBERT("no/such/model")
-    if hasattr(fresh, "source"):
+    if getattr(fresh, "source", None) is not None:
         stored = {s: getattr(fresh.source, s) for s in ("store_ids", "store_offsets", "store_weights")}
         fresh.source = mv.MultiVecIndex("/no/such/index.mv", **stored)
     assert list(fresh(frame.iloc[:0]).columns) == list(empty.columns)

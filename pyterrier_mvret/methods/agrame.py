@@ -1,0 +1,105 @@
+"""AGRaME: ranking units of any size by one encoding of passages (Reddy et al. 2024, arXiv 2405.15028)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyterrier_mvret.encoders.splitters import Splitter, named_splitter
+from pyterrier_mvret.encoders.token_encoder import TokenEncoder
+from pyterrier_mvret.model import TokenModel
+from pyterrier_mvret.scoring import MaxSim
+from pyterrier_mvret.unit_stages import Fold, UnitFolder, UnitScorer
+
+if TYPE_CHECKING:
+    from sentence_transformers import MultiVectorEncoder
+
+    from pyterrier_mvret.indexes.multivec import MultiVecIndex
+
+
+class AGRaME(TokenModel):
+    """Scores sentences (or paragraphs, phrases, propositions) inside passages that are encoded once, as a whole.
+
+    ``Score(q, s) = S(q, rows of s) + alpha S(q, p)`` for a unit ``s`` of a passage ``p`` (section 4.1): MaxSim over the
+    unit's token vectors alone, plus the passage's MaxSim. Nothing is encoded again, and an index does not change. With
+    a stock checkpoint this is what the paper calls ColBERTv2 with passage encoding; its second query marker needs a
+    model trained for it.
+
+    Args:
+        encoder: a :class:`TokenEncoder`, or what its first argument may be (a folder, a name on the Hub, a model).
+        alpha: weight of the passage's score; 0 ranks units by their own. The paper does not say what it used, but adds
+            both in its motivating experiment: 1 is our choice.
+        unit: ``"sentence"``, ``"paragraph"``, ``"phrase"`` (five words), ``"text"``, or an object with ``split(text)``.
+        verbose: progress bars.
+        **settings: those of :class:`TokenEncoder`, where ``encoder`` is not one already.
+
+    Raises:
+        ValueError: a setting out of range, or settings for an encoder that is already made.
+
+    >>> import pandas as pd
+    >>> import pyterrier_mvret as mv
+    >>> agrame = mv.AGRaME(mv.models.MINILM)
+    >>> passages = pd.DataFrame([{"qid": "1", "query": "who purrs", "docno": "d", "text": "Dogs bark. Cats purr."}])
+    >>> agrame.unit_scorer()(passages).sort_values("rank")[["docno", "text"]].to_numpy().tolist()
+    [['d%s1', 'Cats purr.'], ['d%s0', 'Dogs bark.']]
+    """
+
+    def __init__(
+        self,
+        encoder: "TokenEncoder | str | Path | MultiVectorEncoder",
+        *,
+        alpha: float = 1.0,
+        unit: str | Splitter = "sentence",
+        verbose: bool = False,
+        **settings: Any,
+    ):
+        self._take(encoder, settings)
+        if not 0 <= alpha < float("inf"):
+            raise ValueError(f"alpha must be a finite number of at least 0, got {alpha!r}")
+        named_splitter(unit)
+        self.alpha, self.unit, self.verbose = float(alpha), unit, verbose
+        self._check_saved(encoder)
+
+    @property
+    def scoring(self) -> MaxSim:
+        """The rule that turns vectors into scores, of passages and units alike."""
+        return MaxSim()
+
+    def unit_scorer(
+        self, index: "MultiVecIndex | None" = None, *, text_field: str = "text", keep_passages: int | None = None
+    ) -> UnitScorer:
+        """R of passages with ``query`` and text -> R of their units.
+
+        A unit's row has the columns of its passage's, and ``docno`` (the passage's, ``%s`` and the unit's number),
+        ``parent_docno``, its text and characters ``start``, ``end``, ``unit_score``, ``passage_score``, and their
+        combination as ``score``. Units without a token (beyond the length limit, or of skipped tokens) are left out.
+
+        Args:
+            index: where the passages' vectors are, built with ``store_offsets=True``; none encodes their text.
+            text_field: the column with the text, as it was encoded. A column ``spans`` says where units are: for each
+                passage (start, end) pairs of characters, or for propositions a list of such pairs each.
+            keep_passages: units of so many passages a query, those that score best; none keeps all.
+        """
+        splitter = named_splitter(self.unit)
+        return UnitScorer(self.encoder, splitter, self.alpha, index, text_field, keep_passages, self.verbose)
+
+    def fold(self, how: Fold = "max") -> UnitFolder:
+        """R of units -> R of their passages, scored by their units; ``best_unit`` names the best of each.
+
+        Args:
+            how: ``"max"``, ``"mean"`` or ``"sum"`` of the scores of a passage's units.
+
+        >>> import pandas as pd
+        >>> import pyterrier_mvret as mv
+        >>> units = pd.DataFrame({"qid": "1", "docno": ["a%s0", "a%s1", "b%s0"], "parent_docno": ["a", "a", "b"],
+        ...                       "score": [1.0, 3.0, 2.0], "rank": [2, 0, 1]})
+        >>> mv.AGRaME(mv.models.MINILM).fold()(units)[["docno", "best_unit", "score", "rank"]]
+          docno best_unit  score  rank
+        0     a      a%s1    3.0     0
+        1     b      b%s0    2.0     1
+        """
+        return UnitFolder(how)
+
+    def _settings(self) -> dict[str, Any]:
+        """The model's own settings as plain data."""
+        if not isinstance(self.unit, str):
+            raise ValueError(f"a model is saved with a unit's name, and {self.unit!r} has none")
+        return super()._settings()

@@ -1,0 +1,171 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+import pyterrier_mvret as mv
+from pyterrier_mvret.scoring import maxsim_packed
+
+PASSAGES = {
+    "p1": "A cat sat on the mat. The dog ran fast!  It is the rain.",
+    "p2": "The sky is blue.",
+    "p3": "",
+    "p4": "Where is a cat? A cat is on the mat.",
+}
+QUERIES = pd.DataFrame({"qid": ["1", "2"], "query": ["where is a cat", "blue sky"]})
+
+
+def candidates(**columns) -> pd.DataFrame:
+    documents = pd.DataFrame({"docno": PASSAGES.keys(), "text": PASSAGES.values()})
+    return QUERIES.merge(documents, how="cross").assign(score=0.0, rank=0, **columns)
+
+
+@pytest.fixture(scope="module")
+def agrame(tiny_encoder):
+    return mv.AGRaME(tiny_encoder)
+
+
+@pytest.fixture(scope="module")
+def index(agrame, tmp_path_factory):
+    index = mv.MultiVecIndex(tmp_path_factory.mktemp("agrame") / "x.mv", dtype="float32", store_offsets=True)
+    (agrame.doc_encoder() >> index).index([{"docno": d, "text": t} for d, t in PASSAGES.items()])
+    return index
+
+
+def reference(encoder, query, text, spans, alpha=1.0):
+    """Scores of units by their definition, token by token."""
+    q, d = encoder.encode_queries([query]).vectors, encoder.encode_docs([text])
+    passage = sum(max(x @ y for y in d.vectors) for x in q)
+    found = {}
+    for number, (start, end) in enumerate(spans):
+        rows = [i for i, (a, b) in enumerate(d.spans) if a < b and start <= a < end]
+        if rows:
+            own = sum(max(x @ d.vectors[i] for i in rows) for x in q)
+            found[number] = (own, passage, own + alpha * passage)
+    return found
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["text", "index"])
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 0.3])
+def test_units_are_scored_by_their_own_tokens_and_their_passage(agrame, index, tiny_encoder, alpha, stored):
+    model = mv.AGRaME(tiny_encoder, alpha=alpha)
+    out = model.unit_scorer(index if stored else None)(candidates())
+    assert out["docno"].is_unique is False  # two queries
+    for qid, query in QUERIES.itertuples(index=False):
+        for docno, text in PASSAGES.items():
+            mine = out[(out["qid"] == qid) & (out["parent_docno"] == docno)]
+            expected = reference(tiny_encoder, query, text, mv.Sentences().split(text), alpha)
+            assert mine["docno"].tolist() == [f"{docno}%s{i}" for i in expected]
+            for row, scores in zip(mine.itertuples(), expected.values(), strict=True):
+                assert (row.unit_score, row.passage_score, row.score) == pytest.approx(scores, abs=1e-5)
+                assert row.text == text[row.start : row.end]
+    for _, group in out.groupby("qid"):
+        assert sorted(group["rank"]) == list(range(len(group)))
+
+
+def test_the_passage_score_is_that_of_the_text_scorer(agrame):
+    units = agrame.unit_scorer()(candidates()).drop_duplicates(["qid", "parent_docno"])
+    passages = agrame.text_scorer()(candidates()).set_index(["qid", "docno"])["score"]
+    for row in units.itertuples():
+        assert row.passage_score == pytest.approx(passages[row.qid, row.parent_docno], abs=1e-5)
+
+
+def test_the_order_within_a_passage_does_not_depend_on_alpha(tiny_encoder):
+    orders = []
+    for alpha in (0, 5):
+        out = mv.AGRaME(tiny_encoder, alpha=alpha).unit_scorer()(candidates()).sort_values("rank")
+        orders.append([list(g["docno"]) for _, g in out.groupby(["qid", "parent_docno"])])
+    assert orders[0] == orders[1]
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["text", "index"])
+def test_spans_may_be_given(agrame, index, stored):
+    spans = [[(0, 9), (13, 21)], [(4, 7)], [], [(0, 15)]] * 2
+    frame = candidates().assign(spans=spans)
+    out = agrame.unit_scorer(index if stored else None)(frame)
+    first = out[out["qid"] == "1"]
+    assert first["text"].tolist() == ["A cat sat", "the mat.", "sky", "Where is a cat?"]
+    assert "spans" not in out.columns
+    with pytest.raises(ValueError, match="leaves its text"):
+        agrame.unit_scorer()(frame.assign(spans=[[(0, 99)]] * 8))
+
+
+def test_propositions_are_sets_of_spans(agrame, tiny_encoder):
+    text, parts = PASSAGES["p1"], [[(2, 5), (17, 20)], [(26, 29)]]
+    frame = candidates()[lambda f: f["docno"] == "p1"].assign(spans=[parts] * 2)
+    out = agrame.unit_scorer()(frame)
+    d = tiny_encoder.encode_docs([text])
+    for row in out.itertuples():
+        spans = parts[int(row.docno.rpartition("%s")[2])]
+        rows = [i for i, (a, b) in enumerate(d.spans) if a < b and any(s <= a and b <= e for s, e in spans)]
+        query = tiny_encoder.encode_queries([row.query]).vectors
+        own = maxsim_packed(query, d.vectors[rows], np.array([0, len(rows)]))[0]
+        assert row.unit_score == pytest.approx(own, abs=1e-5)
+        assert (row.start, row.end) == (spans[0][0], spans[-1][1])
+
+
+def test_units_of_the_best_passages_alone(agrame):
+    out = agrame.unit_scorer(keep_passages=1)(candidates())
+    whole = agrame.unit_scorer()(candidates())
+    for qid, group in out.groupby("qid"):
+        best = whole[whole["qid"] == qid].sort_values("passage_score").iloc[-1]["parent_docno"]
+        assert set(group["parent_docno"]) == {best}
+    with pytest.raises(ValueError, match="keep_passages must be at least 1"):
+        agrame.unit_scorer(keep_passages=0)
+
+
+def test_units_beyond_the_length_limit_have_no_row(tiny):
+    short = mv.AGRaME(tiny, doc_length=8, device="cpu")
+    out = short.unit_scorer()(candidates())
+    assert out[(out["qid"] == "1") & (out["parent_docno"] == "p1")]["docno"].tolist() == ["p1%s0"]
+    assert np.isfinite(out["score"]).all()
+
+
+def test_nothing_to_score(agrame):
+    out = agrame.unit_scorer()(candidates()[lambda f: f["docno"] == "p3"])
+    assert len(out) == 0
+    assert {"parent_docno", "start", "end", "unit_score", "passage_score", "score", "rank"} <= set(out.columns)
+    assert len(agrame.fold()(out)) == 0
+
+
+@pytest.mark.parametrize("how", ["max", "mean", "sum"])
+def test_units_fold_back_to_passages(agrame, how):
+    units = agrame.unit_scorer()(candidates())
+    passages = agrame.fold(how)(units)
+    expected = units.groupby(["qid", "parent_docno"])["score"].agg(how)
+    assert len(passages) == len(expected)
+    for row in passages.itertuples():
+        assert row.score == pytest.approx(expected[row.qid, row.docno])
+        mine = units[(units["qid"] == row.qid) & (units["parent_docno"] == row.docno)]
+        assert row.best_unit == mine.sort_values("score").iloc[-1]["docno"]
+    assert not {"parent_docno", "start", "text"} & set(passages.columns)
+    with pytest.raises(ValueError, match="how must be one of"):
+        agrame.fold("median")
+
+
+def test_an_index_must_know_characters_and_be_of_the_same_encoder(agrame, tmp_path, tiny):
+    bare = mv.MultiVecIndex(tmp_path / "bare.mv")
+    (agrame.doc_encoder() >> bare).index([{"docno": d, "text": t} for d, t in PASSAGES.items()])
+    with pytest.raises(ValueError, match="build it with store_offsets=True"):
+        agrame.unit_scorer(bare)(candidates())
+    other = mv.AGRaME(tiny, normalize=False, device="cpu")
+    with pytest.raises(ValueError, match="holds vectors of encoder"):
+        other.unit_scorer(bare)(candidates())
+
+
+def test_another_text_than_was_indexed_is_refused(agrame, index):
+    with pytest.raises(ValueError, match="another text"):
+        agrame.unit_scorer(index)(candidates().assign(text="A cat."))
+
+
+def test_settings(tiny, tmp_path):
+    with pytest.raises(ValueError, match="alpha must be"):
+        mv.AGRaME(tiny, alpha=-1)
+    with pytest.raises(ValueError, match="a unit is one of"):
+        mv.AGRaME(tiny, unit="word")
+    model = mv.AGRaME(tiny, alpha=0.5, unit="phrase", device="cpu")
+    model.save(tmp_path / "model")
+    again = mv.AGRaME.load(tmp_path / "model", device="cpu")
+    assert (again.alpha, again.unit) == (0.5, "phrase")
+    pd.testing.assert_frame_equal(again.unit_scorer()(candidates()), model.unit_scorer()(candidates()), atol=1e-5)
+    with pytest.raises(ValueError, match="has none"):
+        mv.AGRaME(tiny, unit=mv.Phrases(7)).save(tmp_path / "other")
