@@ -77,6 +77,8 @@ class UnitScorer(Component):
         if not len(inp):
             return self._framed(passages, inp, np.empty(0, np.int64), [])
         texts = frames.texts_of(inp, self.text_field)
+        # what a passage is known by: its text where it is encoded, its name where vectors are stored
+        keys = texts if self.source is None else inp["docno"].tolist()
         groups = [rows for _, rows in frames.query_groups(inp)]
         queries = query_texts(inp)
         encoded = self.encoder.encode_queries([queries[rows[0]] for rows in groups])
@@ -84,28 +86,22 @@ class UnitScorer(Component):
             self.source.store.check_space(self.encoder.space, "the model")
         of_rows: list[Array] = []
         found: list[dict[str, Any]] = []
-        for block, place, held in self._blocks(inp, texts, groups):
+        for block, place, held in self._blocks(keys, groups):
             for i in block:
-                some = held.some(np.array([place[self._key(inp, texts, row)] for row in groups[i]]))
+                some = held.some(np.array([place[keys[row]] for row in groups[i]]))
                 at, units = self._scored(encoded[i], some, inp, texts, groups[i])
                 of_rows.append(groups[i][at])
                 found.append(units)
         return self._framed(passages, inp, np.concatenate(of_rows), found)
 
-    def _key(self, inp: pd.DataFrame, texts: list[str], row: int) -> str:
-        """What a passage is known by: its text where it is encoded, its name where vectors are stored."""
-        return texts[row] if self.source is None else inp["docno"].iloc[row]
-
-    def _blocks(
-        self, inp: pd.DataFrame, texts: list[str], groups: Sequence[Array]
-    ) -> Iterator[tuple[list[int], dict[str, int], Passages]]:
+    def _blocks(self, keys: list[str], groups: Sequence[Array]) -> Iterator[tuple[list[int], dict[str, int], Passages]]:
         """Numbers of queries, with the passages of all of them, each once, and their places."""
         block: list[int] = []
         place: dict[str, int] = {}
         for i, rows in enumerate(groups):
             block.append(i)
             for row in rows:
-                place.setdefault(self._key(inp, texts, row), len(place))
+                place.setdefault(keys[row], len(place))
             if len(place) >= _PASSAGES_A_BLOCK or i == len(groups) - 1:
                 yield block, place, self._passages(list(place))
                 block, place = [], {}
