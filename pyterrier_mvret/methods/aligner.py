@@ -26,6 +26,7 @@ from pyterrier_mvret.scoring.aligned import AlignOver, Normalizer
 from pyterrier_mvret.scoring.salience import Gate
 from pyterrier_mvret.scoring.strategies import Strategy
 from pyterrier_mvret.training import GRID, Adaptation, Contrastive, choose
+from pyterrier_mvret.training.measures import parsed
 from pyterrier_mvret.training.stages import TrainableScorer
 
 if TYPE_CHECKING:
@@ -192,6 +193,7 @@ class Aligner(TokenModel):
         """
         pt.validate.query_frame(topics, ["query"])
         pt.validate.columns(qrels, includes=["qid", "docno", "label"])
+        measure = parsed(measure)  # says what is no measure before anything is retrieved
         relevant = qrels.loc[qrels["label"] > 0, "qid"]
         asked = topics[topics["qid"].isin(relevant)]
         if not len(asked):
@@ -228,15 +230,12 @@ class Aligner(TokenModel):
             embs = documents[frames.DOC_EMBS].tolist()
             query = frames.first_value(candidates[frames.QUERY_EMBS], rows, qid)
             u = frames.query_weights(candidates, rows, len(query))
-            v = np.concatenate(documents[frames.DOC_WEIGHTS].tolist()) if self._has_weights(documents) else None
+            weights = documents.get(frames.DOC_WEIGHTS)
+            v = None if weights is None else np.concatenate(weights.tolist())
             offsets = np.concatenate([[0], np.cumsum([len(e) for e in embs])])
             how: dict[str, Any] = {"normalizer": self.normalizer, "align_over": self.align_over}
             how |= {"query_weights": u, "doc_weights": v} if self.salience else {}
             yield rows, align_grid(query, np.concatenate(embs), offsets, grid, **how)
-
-    @staticmethod
-    def _has_weights(documents: pd.DataFrame) -> bool:
-        return frames.DOC_WEIGHTS in documents.columns
 
     def get_parameter(self, name: str) -> Any:
         """A setting of scoring, for ``pt.GridSearch(pipeline, {aligner: {"alignment": [...]}}, topics, qrels)``.
