@@ -68,6 +68,7 @@ def test_quoted_results_are_the_kept_ones():
     run("benchmarks/alignment_adaptation.py")
     run("benchmarks/pruning.py")
     run("benchmarks/aligner_ablations.py")
+    run("benchmarks/agrame_sentences.py")
 
 
 def test_agreement_of_the_two_readings_is_as_quoted():
