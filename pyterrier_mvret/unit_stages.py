@@ -1,6 +1,6 @@
 """The pipeline stages over units of passages: score them, and fold them back; users get them from ``AGRaME``."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -11,7 +11,7 @@ import pyterrier as pt
 from pyterrier_mvret import frames
 from pyterrier_mvret.component import Component
 from pyterrier_mvret.encoders.splitters import Splitter, checked_propositions, checked_spans
-from pyterrier_mvret.encoders.stages import query_texts
+from pyterrier_mvret.encoders.stages import blocks_of, query_texts
 from pyterrier_mvret.encoders.units import proposition_rows, unit_rows
 from pyterrier_mvret.scoring import EMPTY_DOCUMENT, unit_and_text_scores, with_text_scores
 from pyterrier_mvret.scoring.ragged import ragged_rows
@@ -19,12 +19,10 @@ from pyterrier_mvret.scoring.ragged import ragged_rows
 if TYPE_CHECKING:
     from pyterrier_mvret.encoders.token_encoder import TokenEncoder
     from pyterrier_mvret.indexes.multivec import MultiVecIndex
+    from pyterrier_mvret.indexes.store import Store
 
 Array = npt.NDArray[Any]
 Fold = Literal["max", "mean", "sum"]
-
-# passages whose vectors are held at once, as many as a text scorer holds
-_PASSAGES_A_BLOCK = 4096
 
 
 class Passages(NamedTuple):
@@ -65,8 +63,8 @@ class UnitScorer(Component):
         keep_passages: int | None = None,
         verbose: bool = False,
     ):
-        if keep_passages is not None and keep_passages < 1:
-            raise ValueError(f"keep_passages must be at least 1, got {keep_passages}")
+        if keep_passages is not None and (not isinstance(keep_passages, int | np.integer) or keep_passages < 1):
+            raise ValueError(f"keep_passages must be an integer of at least 1, or None for all, got {keep_passages!r}")
         self.encoder, self.splitter, self.alpha, self.source = encoder, splitter, alpha, source
         self.text_field, self.keep_passages, self.verbose = text_field, keep_passages, verbose
 
@@ -82,40 +80,38 @@ class UnitScorer(Component):
         groups = [rows for _, rows in frames.query_groups(inp)]
         queries = query_texts(inp)
         encoded = self.encoder.encode_queries([queries[rows[0]] for rows in groups])
-        if self.source is not None:
-            self.source.store.check_space(self.encoder.space, "the model")
+        store = self._store()
         of_rows: list[Array] = []
         found: list[dict[str, Any]] = []
-        for block, place, held in self._blocks(keys, groups):
-            for i in block:
-                some = held.some(np.array([place[keys[row]] for row in groups[i]]))
-                at, units = self._scored(encoded[i], some, inp, texts, groups[i])
+        for block, distinct in blocks_of(keys, groups):
+            held = self._passages(distinct, store)
+            for i, places in block:
+                at, units = self._scored(encoded[i], held.some(places), inp, texts, groups[i])
                 of_rows.append(groups[i][at])
                 found.append(units)
         return self._framed(passages, inp, np.concatenate(of_rows), found)
 
-    def _blocks(self, keys: list[str], groups: Sequence[Array]) -> Iterator[tuple[list[int], dict[str, int], Passages]]:
-        """Numbers of queries, with the passages of all of them, each once, and their places."""
-        block: list[int] = []
-        place: dict[str, int] = {}
-        for i, rows in enumerate(groups):
-            block.append(i)
-            for row in rows:
-                place.setdefault(keys[row], len(place))
-            if len(place) >= _PASSAGES_A_BLOCK or i == len(groups) - 1:
-                yield block, place, self._passages(list(place))
-                block, place = [], {}
-
-    def _passages(self, keys: list[str]) -> Passages:
-        if self.source is None:
+    def _passages(self, keys: list[str], store: "Store | None") -> Passages:
+        if store is None:
             batch = self.encoder.encode_docs(keys, verbose=self.verbose)
             return Passages(batch.vectors, batch.spans, batch.offsets)
-        store = self.source.store
-        if not store.manifest["store_offsets"]:
-            raise ValueError(f"{store.path} does not know the characters of tokens: build it with store_offsets=True")
         positions = store.known(keys)
         vectors, offsets = store.gather(positions)
         return Passages(vectors, store.gather_array(positions, "token_offsets")[0], offsets)
+
+    def _store(self) -> "Store | None":
+        """What the index holds, taken once for all the work.
+
+        Raises:
+            ValueError: it is of another encoder, or does not know where tokens are in their texts.
+        """
+        if self.source is None:
+            return None
+        store = self.source.store
+        store.check_space(self.encoder.space, "the model")
+        if not store.manifest["store_offsets"]:
+            raise ValueError(f"{store.path} does not know the characters of tokens: build it with store_offsets=True")
+        return store
 
     def _scored(
         self, query: Array, passages: Passages, inp: pd.DataFrame, texts: list[str], rows: Array
@@ -142,14 +138,17 @@ class UnitScorer(Component):
 
     def _units(self, passages: Passages, inp: pd.DataFrame, texts: list[str], rows: Array) -> tuple[list[Any], Any]:
         """Characters of each passage's units, as lists of spans, and their rows."""
-        given = inp[frames.SPANS].tolist() if frames.SPANS in inp.columns else None
-        if given is not None and any(_several(given[row]) for row in rows):
-            parts = [checked_propositions(given[row], text) for row, text in zip(rows, texts, strict=True)]
-            return parts, proposition_rows(passages.spans, passages.offsets, texts, parts)
-        if given is not None:
-            spans = [checked_spans(given[row], text) for row, text in zip(rows, texts, strict=True)]
-        else:
+        spans: list[Any]
+        if frames.SPANS not in inp.columns:
             spans = [list(self.splitter.split(text)) for text in texts]
+        else:
+            given = inp[frames.SPANS].iloc[rows].tolist()
+            names = inp["docno"].iloc[rows].tolist()
+            several = any(_several(value) for value in given)
+            check: Any = checked_propositions if several else checked_spans
+            spans = [_given(check, *one) for one in zip(given, texts, names, strict=True)]
+            if several:
+                return spans, proposition_rows(passages.spans, passages.offsets, texts, spans)
         units = unit_rows(passages.spans, passages.offsets, texts, spans)
         return [[[span] for span in of_text] for of_text in spans], units
 
@@ -177,8 +176,18 @@ class UnitScorer(Component):
 
 def _several(spans: Any) -> bool:
     """Whether units are sets of spans (propositions) and not one span each."""
-    first = next(iter(spans), None)
-    return first is not None and len(first) > 0 and not np.isscalar(next(iter(first)))
+    first = next(iter(spans), None) if isinstance(spans, Iterable) else None
+    return isinstance(first, Iterable) and isinstance(next(iter(first), None), Iterable)
+
+
+def _given(check: Callable[[Any, str], list[Any]], spans: Any, text: str, docno: str) -> list[Any]:
+    """A passage's units from its ``spans``; ValueError names the passage where they are none."""
+    try:
+        if not isinstance(spans, Iterable):
+            raise ValueError(f"expected a list of spans, got {spans!r}")
+        return check(spans, text)
+    except ValueError as error:
+        raise ValueError(f"{frames.SPANS} of passage {docno!r}: {error}") from error
 
 
 class UnitFolder(Component):

@@ -90,3 +90,11 @@ def part_of(features: dict[str, Any], rows: npt.NDArray[np.intp], columns: npt.N
             value = value[:, span].contiguous() if value.ndim > 1 else value
         part[name] = value
     return part
+
+
+def places(spans: npt.NDArray[Any], shape: tuple[int, ...], prefix: int) -> npt.NDArray[np.int32]:
+    """Character spans, counted from the text's own start; expansion may be wider than what the tokeniser saw."""
+    places = np.zeros((*shape, 2), np.int32)
+    places[:, : spans.shape[1]] = np.clip(spans.astype(np.int32) - prefix, 0, None)
+    places[places[..., 0] >= places[..., 1]] = 0
+    return places

@@ -1,6 +1,7 @@
 """The pipeline stages around a :class:`TokenEncoder`; users get them from a model's verbs."""
 
 import json
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -143,18 +144,10 @@ class TextScorer(Component):
         groups = [rows for _, rows in frames.query_groups(inp)]
         encoded = _encoded(self.encoder, [queries[rows[0]] for rows in groups], "query", self.pruning, False)
         weights = [self._weights(inp, rows, encoded, i) for i, rows in enumerate(groups)]
-        place: dict[str, int] = {}
-        block: list[int] = []
-        for i, rows in enumerate(groups):
-            block.append(i)
-            for row in rows:
-                place.setdefault(texts[row], len(place))
-            if len(place) >= _TEXTS_A_BLOCK or i == len(groups) - 1:
-                documents = _encoded(self.encoder, list(place), "document", self.pruning, self.verbose)
-                for j in block:
-                    at = np.array([place[texts[row]] for row in groups[j]])
-                    scores[groups[j]] = self._scores(encoded[j], documents, at, weights[j])
-                place, block = {}, []
+        for block, distinct in blocks_of(texts, groups):
+            documents = _encoded(self.encoder, distinct, "document", self.pruning, self.verbose)
+            for i, at in block:
+                scores[groups[i]] = self._scores(encoded[i], documents, at, weights[i])
         return frames.with_scores(inp, scores)
 
     def _weights(
@@ -179,6 +172,23 @@ class TextScorer(Component):
         if isinstance(self.scoring, MaxSim) or documents.weights is None:
             return self.scoring.scores(query, packed, offsets, weights)
         return self.scoring.scores(query, packed, offsets, weights, documents.weights[rows])
+
+
+def blocks_of(
+    keys: Sequence[str], groups: Sequence[npt.NDArray[np.intp]]
+) -> Iterator[tuple[list[tuple[int, npt.NDArray[np.intp]]], list[str]]]:
+    """Queries whose documents are held at once: their numbers and the places of their rows' keys, and distinct keys.
+
+    >>> list(blocks_of(["a", "b", "a"], [np.array([0, 1]), np.array([2])]))
+    [([(0, array([0, 1])), (1, array([0]))], ['a', 'b'])]
+    """
+    block: list[tuple[int, npt.NDArray[np.intp]]] = []
+    place: dict[str, int] = {}
+    for i, rows in enumerate(groups):
+        block.append((i, np.array([place.setdefault(keys[row], len(place)) for row in rows])))
+        if len(place) >= _TEXTS_A_BLOCK or i == len(groups) - 1:
+            yield block, list(place)
+            block, place = [], {}
 
 
 def _encoded(

@@ -223,7 +223,7 @@ class TokenEncoder(Configured):
             fields["token_ids"] = token_ids.cpu().numpy()[kept].astype(np.int32)
             if spans is not None:
                 prefix = model.prompts.get(task) or ""
-                fields["spans"] = _places(spans.cpu().numpy(), kept.shape, len(prefix))[kept]
+                fields["spans"] = batches.places(spans.cpu().numpy(), kept.shape, len(prefix))[kept]
             fields |= {field: out[name][mask].float().cpu().numpy() for name, field in _SAID if name in out}
         ends = np.cumsum(kept.sum(1))[:-1]
         texts = zip(*(np.split(field, ends) for field in fields.values()), strict=True)
@@ -395,11 +395,3 @@ def _nothing(ranked: bool) -> TokenBatch:
     ids, spans = np.empty(0, np.int32), np.empty((0, 2), np.int32)
     importance = np.empty(0, np.float32) if ranked else None
     return TokenBatch(np.empty((0, 0), np.float32), np.zeros(1, np.int64), ids, spans, importance=importance)
-
-
-def _places(spans: npt.NDArray[Any], shape: tuple[int, ...], prefix: int) -> npt.NDArray[np.int32]:
-    """Character spans, counted from the text's own start; expansion may be wider than what the tokeniser saw."""
-    places = np.zeros((*shape, 2), np.int32)
-    places[:, : spans.shape[1]] = np.clip(spans.astype(np.int32) - prefix, 0, None)
-    places[places[..., 0] >= places[..., 1]] = 0
-    return places

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyterrier_mvret.scoring import fused, maxsim
-from pyterrier_mvret.scoring.ragged import check_runs, in_blocks, padded_blocks, segment_sum
+from pyterrier_mvret.scoring.ragged import check_runs, checked_offsets, in_blocks, padded_blocks, segment_sum
 from pyterrier_mvret.scoring.salience import entropy_lp
 from pyterrier_mvret.scoring.stored import StoredVectors
 from pyterrier_mvret.scoring.strategies import Soft, Strategy
@@ -78,7 +78,7 @@ class Given(NamedTuple):
     ) -> "Given":
         """Arguments in the types that are computed with; ValueError where they do not fit each other."""
         maxsim._check_dimensions(queries, stored)
-        query_offsets = maxsim._checked_offsets(query_offsets, len(queries), "query_offsets")
+        query_offsets = checked_offsets(query_offsets, len(queries), "query_offsets")
         check_runs(starts, ends, len(stored), "a document")
         u = None if query_weights is None else _one_a_token(query_weights, len(queries), "query")
         v = None if doc_weights is None else _one_a_token(doc_weights, len(stored), "doc")

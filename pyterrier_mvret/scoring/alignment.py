@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pyterrier_mvret.scoring import maxsim
 from pyterrier_mvret.scoring.aligned import LEAST_MASS, AlignOver, Given, Normalizer, Rule, pairs_of, scored
 from pyterrier_mvret.scoring.pairs import AlignedPairs
+from pyterrier_mvret.scoring.ragged import checked_offsets
 from pyterrier_mvret.scoring.stored import StoredVectors, as_stored
 from pyterrier_mvret.scoring.strategies import Strategy, named_alignment
 
@@ -269,5 +270,5 @@ def _packed(
     """Checked arguments of packed queries and packed documents."""
     stored = as_stored(vectors)
     maxsim._check_dimensions(queries, stored)
-    offsets = maxsim._checked_offsets(offsets, len(stored), "offsets")
+    offsets = checked_offsets(offsets, len(stored), "offsets")
     return Given.checked(queries, query_offsets, stored, offsets[:-1], offsets[1:], query_weights, doc_weights, device)

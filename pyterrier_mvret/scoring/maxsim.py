@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pyterrier_mvret.scoring import fused, packed
 from pyterrier_mvret.scoring.pairs import AlignedPairs
-from pyterrier_mvret.scoring.ragged import check_runs, in_blocks, ragged_rows, segment_sum
+from pyterrier_mvret.scoring.ragged import check_runs, checked_offsets, in_blocks, ragged_rows, segment_sum
 from pyterrier_mvret.scoring.stored import StoredVectors, as_stored, rounded
 
 Floats = npt.NDArray[np.float32]
@@ -93,8 +93,8 @@ def maxsim_matrix(
            [-0.6, -0.8]], dtype=float32)
     """
     queries, stored = np.asarray(queries), as_stored(vectors)
-    offsets = _checked_offsets(offsets, len(stored), "offsets")
-    query_offsets = _checked_offsets(query_offsets, len(queries), "query_offsets")
+    offsets = checked_offsets(offsets, len(stored), "offsets")
+    query_offsets = checked_offsets(query_offsets, len(queries), "query_offsets")
     _check_dimensions(queries, stored)
     if weights is not None:
         weights = _checked_weights(weights, len(queries))
@@ -190,8 +190,8 @@ def maxsim_pairs(
     array([ 0.6, -0.6], dtype=float32)
     """
     queries, stored = np.asarray(queries), as_stored(vectors)
-    offsets = _checked_offsets(offsets, len(stored), "offsets")
-    query_offsets = _checked_offsets(query_offsets, len(queries), "query_offsets")
+    offsets = checked_offsets(offsets, len(stored), "offsets")
+    query_offsets = checked_offsets(query_offsets, len(queries), "query_offsets")
     _check_dimensions(queries, stored)
     if len(offsets) != len(query_offsets):
         raise ValueError(f"{len(query_offsets) - 1} queries cannot be paired with {len(offsets) - 1} documents")
@@ -304,8 +304,8 @@ class MaxSim:
             norms = _squared_norms(queries)
             queries = np.column_stack([queries, np.full(len(queries), -0.5, np.float32)])
             stored = StoredVectors(np.column_stack([rows, _squared_norms(rows)]))
-        offsets = _checked_offsets(offsets, len(stored), "offsets")
-        query_offsets = _checked_offsets(query_offsets, len(queries), "query_offsets")
+        offsets = checked_offsets(offsets, len(stored), "offsets")
+        query_offsets = checked_offsets(query_offsets, len(queries), "query_offsets")
         if weights is not None:
             weights = _checked_weights(weights, len(queries))
         sums = _scores(queries, query_offsets, stored, offsets[:-1], offsets[1:], weights, device=device)
@@ -371,13 +371,3 @@ def _checked_weights(weights: Array, tokens: int) -> Floats:
     if weights.shape != (tokens,):
         raise ValueError(f"weights must have one number a query token, {tokens}, got shape {weights.shape}")
     return weights
-
-
-def _checked_offsets(offsets: Array, rows: int, name: str) -> npt.NDArray[np.int64]:
-    offsets = np.asarray(offsets)
-    if offsets.ndim != 1 or len(offsets) == 0 or offsets.dtype.kind not in "iu":
-        raise ValueError(f"{name} must be a one-dimensional array of integers with at least one entry")
-    offsets = offsets.astype(np.int64, copy=False)
-    if offsets[0] != 0 or offsets[-1] != rows or (np.diff(offsets) < 0).any():
-        raise ValueError(f"{name} must rise from 0 to the number of rows, {rows}, without decreasing")
-    return offsets

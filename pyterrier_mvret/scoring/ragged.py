@@ -66,3 +66,14 @@ def segment_sum(rows: Array, offsets: Ints) -> Array:
     if len(filled):
         sums[filled] = np.add.reduceat(rows, offsets[filled], axis=0)
     return sums
+
+
+def checked_offsets(offsets: Array, rows: int, name: str) -> npt.NDArray[np.int64]:
+    """Offsets of packed rows as int64; ValueError unless they rise from 0 to the number of rows."""
+    offsets = np.asarray(offsets)
+    if offsets.ndim != 1 or len(offsets) == 0 or offsets.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be a one-dimensional array of integers with at least one entry")
+    offsets = offsets.astype(np.int64, copy=False)
+    if offsets[0] != 0 or offsets[-1] != rows or (np.diff(offsets) < 0).any():
+        raise ValueError(f"{name} must rise from 0 to the number of rows, {rows}, without decreasing")
+    return offsets

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from pyterrier_mvret.scoring.maxsim import _checked_offsets
-from pyterrier_mvret.scoring.ragged import ragged_rows
+from pyterrier_mvret.scoring.ragged import checked_offsets, ragged_rows
 from pyterrier_mvret.scoring.shares import ceil_of, checked_lengths, checked_share
 
 if TYPE_CHECKING:
@@ -231,7 +230,7 @@ def kept(scores: Array, share: float, offsets: Array | None = None) -> Ints:
     scores = np.asarray(scores)
     if scores.ndim != 1 or np.isnan(scores).any():
         raise ValueError(f"scores must be one row of numbers without NaN, got shape {scores.shape}")
-    bounds = _checked_offsets(np.array([0, len(scores)]) if offsets is None else offsets, len(scores), "offsets")
+    bounds = checked_offsets(np.array([0, len(scores)]) if offsets is None else offsets, len(scores), "offsets")
     lengths = np.diff(bounds)
     order = np.lexsort((-scores, np.repeat(np.arange(len(lengths)), lengths)))  # stable, text by text
     counts = np.minimum(np.maximum(budget(share, lengths), 1), lengths)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyterrier_mvret.scoring.maxsim import EMPTY_DOCUMENT, _checked_offsets, maxima
-from pyterrier_mvret.scoring.ragged import check_runs, ragged_rows
+from pyterrier_mvret.scoring.maxsim import EMPTY_DOCUMENT, maxima
+from pyterrier_mvret.scoring.ragged import check_runs, checked_offsets, ragged_rows
 from pyterrier_mvret.scoring.stored import StoredVectors, as_stored
 
 Array = npt.NDArray[Any]
@@ -251,7 +251,7 @@ def unit_and_text_scores(
     (array([1.56, 1.24], dtype=float32), array([1.96], dtype=float32))
     """
     stored = as_stored(vectors)
-    offsets = _checked_offsets(offsets, len(stored), "offsets")
+    offsets = checked_offsets(offsets, len(stored), "offsets")
     free_starts, free_ends = _free_runs(units, offsets)
     starts, ends = np.concatenate([units.starts, free_starts]), np.concatenate([units.ends, free_ends])
     order = np.argsort(starts, kind="stable")  # rows are read as they lie, and runs of a text come together

@@ -85,8 +85,10 @@ def test_spans_may_be_given(agrame, index, stored):
     first = out[out["qid"] == "1"]
     assert first["text"].tolist() == ["A cat sat", "the mat.", "sky", "Where is a cat?"]
     assert "spans" not in out.columns
-    with pytest.raises(ValueError, match="leaves its text"):
-        agrame.unit_scorer()(frame.assign(spans=[[(0, 99)]] * 8))
+    wrong = {"leaves its text": [(0, 99)], "expected a list of spans": None, "pair of whole numbers": [[1, 2, 3]]}
+    for message, value in wrong.items():
+        with pytest.raises(ValueError, match=f"spans of passage 'p1': .*{message}"):
+            agrame.unit_scorer()(frame.assign(spans=[value, *spans[1:]]))
 
 
 def test_propositions_are_sets_of_spans(agrame, tiny_encoder):
@@ -109,7 +111,7 @@ def test_units_of_the_best_passages_alone(agrame):
     for qid, group in out.groupby("qid"):
         best = whole[whole["qid"] == qid].sort_values("passage_score").iloc[-1]["parent_docno"]
         assert set(group["parent_docno"]) == {best}
-    with pytest.raises(ValueError, match="keep_passages must be at least 1"):
+    with pytest.raises(ValueError, match="keep_passages must be an integer of at least 1"):
         agrame.unit_scorer(keep_passages=0)
 
 
@@ -150,6 +152,11 @@ def test_an_index_must_know_characters_and_be_of_the_same_encoder(agrame, tmp_pa
     other = mv.AGRaME(tiny, normalize=False, device="cpu")
     with pytest.raises(ValueError, match="holds vectors of encoder"):
         other.unit_scorer(bare)(candidates())
+
+
+def test_a_passage_that_the_index_does_not_have_is_named(agrame, index):
+    with pytest.raises(ValueError, match="1 of .* documents are not in .*'p9'"):
+        agrame.unit_scorer(index)(candidates().replace({"docno": {"p2": "p9"}}))
 
 
 def test_another_text_than_was_indexed_is_refused(agrame, index):
