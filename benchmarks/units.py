@@ -40,12 +40,17 @@ def measured(texts: int) -> dict[str, dict[str, Any]]:
     pieces = np.column_stack([starts, ends - thirds]).ravel(), np.column_stack([starts + thirds, ends]).ravel()
     propositions = UnitRows(*pieces, np.arange(len(starts) + 1) * 2, owners)
     parts = UnitRows.of([range(3, 9), range(9, 20), range(3, 20)]).members(32)
+    held, every = scoring.TextUnits(vectors, sentences, offsets), np.arange(texts)
     ways = {
         "MaxSim of texts": lambda: scoring.maxsim_packed(query, vectors, offsets),
         "sentences": lambda: scoring.unit_scores(query, vectors, sentences),
         "sentences, for 3 parts of the query": lambda: scoring.unit_scores(query, vectors, sentences, parts),
         "propositions of two runs": lambda: scoring.unit_scores(query, vectors, propositions),
-        "sentences and texts, one matrix": lambda: scoring.unit_and_text_scores(query, vectors, sentences, offsets),
+        "sentences and texts": lambda: held.scores(query, every),
+        "the same, units put in order first": lambda: scoring.TextUnits(vectors, sentences, offsets).scores(
+            query, every
+        ),
+        "sentences and texts, two query markers": lambda: held.scores(query, every, text_query=query),
         "sentences, and MaxSim of texts": lambda: (
             scoring.unit_scores(query, vectors, sentences),
             scoring.maxsim_packed(query, vectors, offsets),

@@ -20,6 +20,7 @@ DOC_TOK_IDS = "doc_tok_ids"  # int32 (tokens,), row for row with doc_embs
 DOC_TOK_OFFSETS = "doc_tok_offsets"  # int32 (tokens, 2): characters [start, end) of each token in the text
 DOC_WEIGHTS = "doc_weights"  # float32 (tokens,), row for row with doc_embs; optional
 DOC_ENCODER = "doc_encoder"  # JSON text: everything that fixed the document vectors
+QUERY_SPANS = "query_spans"  # (start, end) characters of the part of a query that is scored
 SPANS = "spans"  # characters of a passage's units: (start, end) pairs, or lists of pairs for propositions
 PARENT = "parent_docno"  # the passage that a unit is of
 START = "start"  # characters [start, end) of a unit in its passage

@@ -1,6 +1,6 @@
 """The pipeline stages over units of passages: score them, and fold them back; users get them from ``AGRaME``."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -10,11 +10,11 @@ import pyterrier as pt
 
 from pyterrier_mvret import frames
 from pyterrier_mvret.component import Component
+from pyterrier_mvret.encoders import markers
 from pyterrier_mvret.encoders.splitters import Splitter, checked_propositions, checked_spans
 from pyterrier_mvret.encoders.stages import blocks_of, query_texts
 from pyterrier_mvret.encoders.units import proposition_rows, unit_rows
-from pyterrier_mvret.scoring import EMPTY_DOCUMENT, unit_and_text_scores, with_text_scores
-from pyterrier_mvret.scoring.ragged import ragged_rows
+from pyterrier_mvret.scoring import EMPTY_DOCUMENT, TextUnits, UnitScores, with_text_scores
 
 if TYPE_CHECKING:
     from pyterrier_mvret.encoders.token_encoder import TokenEncoder
@@ -25,19 +25,22 @@ Array = npt.NDArray[Any]
 Fold = Literal["max", "mean", "sum"]
 
 
-class Passages(NamedTuple):
-    """Encoded passages: packed vectors, the characters of each token, and where each passage begins."""
+class Found(NamedTuple):
+    """Units of one query's passages that have tokens."""
 
-    vectors: Array
-    spans: Array | None
-    offsets: Array
+    rows: Array  # of the frame, one a unit
+    number: Array  # which of its passage's units
+    own: Array
+    whole: Array
+    score: Array
+    places: Array  # (units, 2) first and last character
 
-    def some(self, places: Array) -> "Passages":
-        """Those at places, in that order."""
-        lengths = np.diff(self.offsets)[places]
-        rows = ragged_rows(self.offsets[:-1][places], lengths)
-        spans = None if self.spans is None else self.spans[rows]
-        return Passages(self.vectors[rows], spans, np.concatenate([[0], np.cumsum(lengths)]))
+
+class Units(NamedTuple):
+    """Passages that are held, with the first and last characters of each one's units."""
+
+    scored: TextUnits
+    places: list[Array]  # of each passage
 
 
 class UnitScorer(Component):
@@ -50,6 +53,7 @@ class UnitScorer(Component):
         source: an index with ``store_offsets=True`` that has the passages' vectors; none encodes their text.
         text_field: the column with the passages' text.
         keep_passages: units of so many passages a query, those that score best; none keeps all.
+        query_marker: as for :class:`AGRaME`.
         verbose: progress bars.
     """
 
@@ -61,43 +65,98 @@ class UnitScorer(Component):
         source: "MultiVecIndex | None" = None,
         text_field: str = "text",
         keep_passages: int | None = None,
+        query_marker: str | None = "auto",
         verbose: bool = False,
     ):
         if keep_passages is not None and (not isinstance(keep_passages, int | np.integer) or keep_passages < 1):
             raise ValueError(f"keep_passages must be an integer of at least 1, or None for all, got {keep_passages!r}")
         self.encoder, self.splitter, self.alpha, self.source = encoder, splitter, alpha, source
-        self.text_field, self.keep_passages, self.verbose = text_field, keep_passages, verbose
+        self.text_field, self.keep_passages, self.query_marker = text_field, keep_passages, query_marker
+        self.verbose = verbose
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """R with ``query`` and text -> one row a unit, best first by ``rank``."""
         pt.validate.result_frame(inp, ["query", self.text_field], context=self)
-        passages = inp.drop(columns=[*frames.DOC_COLUMNS, *frames.UNIT_COLUMNS, "score", "rank"], errors="ignore")
         if not len(inp):
-            return self._framed(passages, inp, np.empty(0, np.int64), [])
+            return self._framed(inp, [])
         texts = frames.texts_of(inp, self.text_field)
-        # what a passage is known by: its text where it is encoded, its name where vectors are stored
-        keys = texts if self.source is None else inp["docno"].tolist()
         groups = [rows for _, rows in frames.query_groups(inp)]
         queries = query_texts(inp)
-        encoded = self.encoder.encode_queries([queries[rows[0]] for rows in groups])
+        encoded = self._queries([queries[rows[0]] for rows in groups], self._parts(inp, groups))
         store = self._store()
-        of_rows: list[Array] = []
-        found: list[dict[str, Any]] = []
+        several = frames.SPANS in inp.columns and any(map(_several, inp[frames.SPANS]))
+        names = inp["docno"].tolist()
+        given = self._given(inp, texts, names, several)
+        # what a passage is known by: its text where it is encoded, its name where vectors are stored; and its units
+        keys = list(zip(texts if store is None else names, texts, given, strict=True))
+        order, _ = pd.factorize(inp["docno"], sort=True)
+        found: list[Found] = []
+        bar = pt.tqdm(total=len(groups), desc="scoring units", unit="query", disable=not self.verbose)
         for block, distinct in blocks_of(keys, groups):
-            held = self._passages(distinct, store)
-            for i, places in block:
-                at, units = self._scored(encoded[i], held.some(places), inp, texts, groups[i])
-                of_rows.append(groups[i][at])
-                found.append(units)
-        return self._framed(passages, inp, np.concatenate(of_rows), found)
+            held = self._held(distinct, store, several)
+            for i, at in block:
+                scores = held.scored.scores(texts=at, **encoded[i])
+                found.append(self._found(scores, [held.places[place] for place in at], groups[i], order))
+                bar.update()
+        bar.close()
+        return self._framed(inp, found)
 
-    def _passages(self, keys: list[str], store: "Store | None") -> Passages:
+    def _parts(self, inp: pd.DataFrame, groups: list[Array]) -> list[Any] | None:
+        """Spans of each query's text that are scored; none where all of every query is."""
+        if frames.QUERY_SPANS not in inp.columns:
+            return None
+        return [frames.first_value(inp[frames.QUERY_SPANS], rows, inp["qid"].iloc[rows[0]]) for rows in groups]
+
+    def _queries(self, texts: list[str], parts: list[Any] | None) -> list[dict[str, Any]]:
+        """Of each query what scores its passages and units, all encoded in one go."""
+        if parts is not None:
+            # the ordinary marker: the second one was trained for whole queries (section 4.2)
+            batch = self.encoder.encode_queries(texts, whole=True)
+            chosen = [_checked_part(part, text) for part, text in zip(parts, texts, strict=True)]
+            rows = proposition_rows(batch.spans, batch.offsets, texts, [[part] for part in chosen])
+            weights = rows.members(len(batch.vectors))
+            if not weights.any(axis=1).all():
+                raise ValueError(f"{frames.QUERY_SPANS} of query {texts[weights.any(axis=1).argmin()]!r} hold no token")
+            return [{"query": batch[i], "weights": weights[i, batch.rows(i)]} for i in range(len(texts))]
+        marker = markers.of_units(self.encoder, self.query_marker)
+        if marker is None:
+            batch = self.encoder.encode_queries(texts)
+            return [{"query": batch[i]} for i in range(len(texts))]
+        n, own = len(texts), self.encoder.model.prompts.get("query") or ""
+        both = self.encoder.encode_queries([*texts, *texts], prefix=[own] * n + [marker] * n)
+        return [{"query": both[n + i], "text_query": both[i]} for i in range(n)]
+
+    def _given(self, inp: pd.DataFrame, texts: list[str], names: list[str], several: bool) -> list[Any]:
+        """Units that the frame names, one value a row that can be compared; None where a splitter finds them."""
+        if frames.SPANS not in inp.columns:
+            return [None] * len(inp)
+        known: dict[tuple[int, str], Any] = {}  # rows of one passage mostly share their spans, as objects
+        values = inp[frames.SPANS].tolist()
+        for value, text, name in zip(values, texts, names, strict=True):
+            if (id(value), text) not in known:
+                known[id(value), text] = _as_given(value, text, name, several)
+        return [known[id(value), text] for value, text in zip(values, texts, strict=True)]
+
+    def _held(self, keys: list[tuple[str, str, Any]], store: "Store | None", several: bool) -> Units:
+        """Vectors and units of passages; of units that are sets of spans where there are ``several`` of each."""
+        names, texts, given = (list(part) for part in zip(*keys, strict=True))
         if store is None:
-            batch = self.encoder.encode_docs(keys, verbose=self.verbose)
-            return Passages(batch.vectors, batch.spans, batch.offsets)
-        positions = store.known(keys)
-        vectors, offsets = store.gather(positions)
-        return Passages(vectors, store.gather_array(positions, "token_offsets")[0], offsets)
+            batch = self.encoder.encode_docs(names, verbose=self.verbose)
+            vectors, offsets, tokens = batch.vectors, batch.offsets, batch.spans
+        else:
+            positions = store.known(names)
+            vectors, offsets = store.gather(positions)
+            tokens = store.gather_array(positions, "token_offsets")[0]
+        spans: list[Any] = given
+        if given[0] is None:
+            spans = [self.splitter.split(text) for text in texts]
+        if several:
+            units = proposition_rows(tokens, offsets, texts, spans)
+            ends = [[(min(one)[0], max(end for _, end in one)) for one in of_text] for of_text in spans]
+        else:
+            units, ends = unit_rows(tokens, offsets, texts, spans), spans
+        places = [np.array(one, dtype=np.int64).reshape(-1, 2) for one in ends]
+        return Units(TextUnits(vectors, units, offsets), places)
 
     def _store(self) -> "Store | None":
         """What the index holds, taken once for all the work.
@@ -113,81 +172,68 @@ class UnitScorer(Component):
             raise ValueError(f"{store.path} does not know the characters of tokens: build it with store_offsets=True")
         return store
 
-    def _scored(
-        self, query: Array, passages: Passages, inp: pd.DataFrame, texts: list[str], rows: Array
-    ) -> tuple[Array, dict[str, Any]]:
-        """Of one query: for each unit that has tokens the place of its passage, its number, characters and scores."""
-        mine = [texts[row] for row in rows]
-        spans, units = self._units(passages, inp, mine, rows)
-        own, whole = unit_and_text_scores(query, passages.vectors, units, passages.offsets)
-        kept = own > EMPTY_DOCUMENT
+    def _found(self, scores: UnitScores, places: list[Array], rows: Array, order: Array) -> Found:
+        """Units of one query, those that have tokens.
+
+        Args:
+            scores: of its passages, which are these rows of the frame.
+            places: characters of each passage's units.
+            rows: of the frame.
+            order: by which rows of equal scores are sorted.
+        """
+        kept = scores.units > EMPTY_DOCUMENT
         if self.keep_passages is not None:
-            names = inp["docno"].iloc[rows].to_numpy(dtype=object)
-            best = np.lexsort((names, -whole))[: self.keep_passages]
-            kept &= np.isin(units.texts, best)
-        number = np.concatenate([np.arange(len(s)) for s in spans])[kept]
-        at = units.texts[kept]
-        ends = [(min(one)[0], max(end for _, end in one)) for of_text in spans for one in of_text]
-        return at, {
-            "number": number,
-            "places": np.array(ends, dtype=np.int64).reshape(-1, 2)[kept],
-            frames.UNIT_SCORE: own[kept],
-            frames.PASSAGE_SCORE: whole[at],
-            "score": with_text_scores(own, units, whole, self.alpha)[kept],
-        }
+            best = np.lexsort((order[rows], -scores.texts))[: self.keep_passages]
+            kept &= np.isin(scores.at, best)
+        whole = scores.texts[scores.at]
+        combined = with_text_scores(scores.units, scores.at, scores.texts, self.alpha)
+        parts = (rows[scores.at], scores.number, scores.units, whole, combined, np.concatenate(places))
+        return Found(*(part[kept] for part in parts))
 
-    def _units(self, passages: Passages, inp: pd.DataFrame, texts: list[str], rows: Array) -> tuple[list[Any], Any]:
-        """Characters of each passage's units, as lists of spans, and their rows."""
-        spans: list[Any]
-        if frames.SPANS not in inp.columns:
-            spans = [list(self.splitter.split(text)) for text in texts]
-        else:
-            given = inp[frames.SPANS].iloc[rows].tolist()
-            names = inp["docno"].iloc[rows].tolist()
-            several = any(_several(value) for value in given)
-            check: Any = checked_propositions if several else checked_spans
-            spans = [_given(check, *one) for one in zip(given, texts, names, strict=True)]
-            if several:
-                return spans, proposition_rows(passages.spans, passages.offsets, texts, spans)
-        units = unit_rows(passages.spans, passages.offsets, texts, spans)
-        return [[[span] for span in of_text] for of_text in spans], units
-
-    def _framed(
-        self, passages: pd.DataFrame, inp: pd.DataFrame, of_rows: Array, found: list[dict[str, Any]]
-    ) -> pd.DataFrame:
+    def _framed(self, inp: pd.DataFrame, found: list[Found]) -> pd.DataFrame:
         """One row a unit, with the columns of its passage's row."""
-        out = passages.iloc[of_rows].reset_index(drop=True)
-
-        def joined(name: str, empty: Any) -> Array:
-            return np.concatenate([empty, *(part[name] for part in found)])
-
-        places = joined("places", np.empty((0, 2), np.int64))
-        number = joined("number", np.empty(0, np.int64))
-        parents = inp["docno"].iloc[of_rows].tolist()
-        texts = inp[self.text_field].iloc[of_rows].tolist()
-        out["docno"] = pd.Series([f"{d}%s{i}" for d, i in zip(parents, number, strict=True)], dtype="str")
-        out[self.text_field] = pd.Series([t[a:b] for t, (a, b) in zip(texts, places, strict=True)], dtype="str")
+        nothing = np.empty(0, np.int64)
+        none = Found(nothing, nothing, np.empty(0), np.empty(0), np.empty(0), np.empty((0, 2), np.int64))
+        all_ = Found(*(np.concatenate(parts) for parts in zip(none, *found, strict=True)))
+        passages = inp.drop(columns=[*frames.DOC_COLUMNS, *frames.UNIT_COLUMNS, "score", "rank"], errors="ignore")
+        out = passages.iloc[all_.rows].reset_index(drop=True)
+        parents, texts = out["docno"].tolist(), out[self.text_field].tolist()
+        out["docno"] = pd.Series([f"{d}%s{i}" for d, i in zip(parents, all_.number, strict=True)], dtype="str")
+        cut = [text[start:end] for text, (start, end) in zip(texts, all_.places, strict=True)]
+        out[self.text_field] = pd.Series(cut, dtype="str")
         out[frames.PARENT] = pd.Series(parents, dtype="str")
-        out[frames.START], out[frames.END] = places[:, 0], places[:, 1]
-        for name in (frames.UNIT_SCORE, frames.PASSAGE_SCORE):
-            out[name] = joined(name, np.empty(0)).astype(np.float64)
-        return frames.with_scores(out, joined("score", np.empty(0)))
+        out[frames.START], out[frames.END] = all_.places[:, 0], all_.places[:, 1]
+        out[frames.UNIT_SCORE] = all_.own.astype(np.float64)
+        out[frames.PASSAGE_SCORE] = all_.whole.astype(np.float64)
+        return frames.with_scores(out, all_.score)
+
+
+def _as_given(value: Any, text: str, docno: str, several: bool) -> tuple[Any, ...]:
+    """A passage's units from its ``spans``, as tuples; ValueError names the passage where they are none."""
+    try:
+        if not isinstance(value, Iterable):
+            raise ValueError(f"expected a list of spans, got {value!r}")
+        if several:
+            return tuple(tuple(spans) for spans in checked_propositions(value, text))
+        return tuple(checked_spans(value, text))
+    except ValueError as error:
+        raise ValueError(f"{frames.SPANS} of passage {docno!r}: {error}") from error
+
+
+def _checked_part(part: Any, text: str) -> list[tuple[int, int]]:
+    """A query's part, as spans; ValueError names the query where it is none."""
+    try:
+        if not isinstance(part, Iterable):
+            raise ValueError(f"expected a list of (start, end) pairs, got {part!r}")
+        return checked_propositions([part], text)[0]
+    except ValueError as error:
+        raise ValueError(f"{frames.QUERY_SPANS} of query {text!r}: {error}") from error
 
 
 def _several(spans: Any) -> bool:
     """Whether units are sets of spans (propositions) and not one span each."""
     first = next(iter(spans), None) if isinstance(spans, Iterable) else None
     return isinstance(first, Iterable) and isinstance(next(iter(first), None), Iterable)
-
-
-def _given(check: Callable[[Any, str], list[Any]], spans: Any, text: str, docno: str) -> list[Any]:
-    """A passage's units from its ``spans``; ValueError names the passage where they are none."""
-    try:
-        if not isinstance(spans, Iterable):
-            raise ValueError(f"expected a list of spans, got {spans!r}")
-        return check(spans, text)
-    except ValueError as error:
-        raise ValueError(f"{frames.SPANS} of passage {docno!r}: {error}") from error
 
 
 class UnitFolder(Component):

@@ -27,10 +27,10 @@ class Counting(mv.TokenEncoder):
     calls = 0
     encoded = 0
 
-    def _forward(self, texts, task):
+    def _forward(self, inputs, task, whole):
         type(self).calls += 1
-        type(self).encoded += len(texts)
-        return super()._forward(texts, task)
+        type(self).encoded += len(inputs)
+        return super()._forward(inputs, task, whole)
 
 
 @pytest.fixture(scope="module")

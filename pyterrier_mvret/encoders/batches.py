@@ -4,8 +4,8 @@ Batches are cut by tokens, padding included, since that is what time and memory 
 texts is small where texts are short and large where they are long.
 """
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,19 @@ _TOKENS_A_TEXT = 128
 _TOKENS_A_THREAD = 512
 # texts whose tokens are held at once: enough to find many of one length, little beside their vectors
 _TEXTS_A_BLOCK = 512
+
+
+class Input(NamedTuple):
+    """A text, and the marker or prefix that goes before it."""
+
+    prefix: str
+    text: str
+
+
+def with_prefix(model: "MultiVectorEncoder", texts: Sequence[str], task: str) -> list[Input]:
+    """Texts with the model's own prefix of a task."""
+    prefix = model.prompts.get(task) or ""
+    return [Input(prefix, text) for text in texts]
 
 
 def budget(model: "MultiVectorEncoder", batch_size: int) -> int:
@@ -43,17 +56,17 @@ def cut(lengths: npt.NDArray[np.integer[Any]], tokens: int) -> list[npt.NDArray[
 
 
 def batches(
-    model: "MultiVectorEncoder", texts: list[str], task: str, batch_size: int
+    model: "MultiVectorEncoder", inputs: Sequence[Input], task: str, batch_size: int, whole: bool = False
 ) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """Places of texts, and their features as ``model`` takes them; every text once, in no order to rely on."""
+    """Places of inputs, and their features as ``model`` takes them; every one once, in no order to rely on."""
     tokens = budget(model, batch_size)
     # packed into one row by flash attention, a block's features cannot be divided again
     whole = bool(getattr(model[0], "can_flatten_inputs", False))
     at_once = batch_size if whole else _TEXTS_A_BLOCK
-    by_characters = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
-    for start in range(0, len(texts), at_once):
+    by_characters = sorted(range(len(inputs)), key=lambda i: len(inputs[i].text), reverse=True)
+    for start in range(0, len(inputs), at_once):
         block = by_characters[start : start + at_once]
-        features = tokenised(model, [texts[i] for i in block], task)
+        features = tokenised(model, [inputs[i] for i in block], task, whole)
         if whole:
             yield block, features
             continue
@@ -62,11 +75,31 @@ def batches(
             yield [block[row] for row in rows], part_of(features, rows, np.flatnonzero(used[rows].any(0)))
 
 
-def tokenised(model: "MultiVectorEncoder", texts: list[str], task: str) -> dict[str, Any]:
-    """The features of texts, padded to the longest; with the place of each token in its text if the tokeniser knows."""
-    fast = bool(getattr(model.tokenizer, "is_fast", False))
-    wanted = {"text": {"return_offsets_mapping": True}} if fast else None
-    return model.preprocess(texts, prompt=model.prompts.get(task) or "", task=task, processing_kwargs=wanted)
+def tokenised(model: "MultiVectorEncoder", inputs: Sequence[Input], task: str, whole: bool = False) -> dict[str, Any]:
+    """Features of inputs, padded to the longest, with the place of each token in its text if the tokeniser knows.
+
+    Inputs that are wanted whole are cut at the model's own length instead of the task's, and are not expanded.
+    """
+    common = inputs[0].prefix
+    texts = [i.text for i in inputs]
+    if any(i.prefix != common for i in inputs):
+        common, texts = "", [i.prefix + i.text for i in inputs]
+    features = model.preprocess(
+        texts, prompt=common, task=None if whole else task, processing_kwargs=with_offsets(model)
+    )
+    if "offset_mapping" in features:
+        features["offset_mapping"] = in_text(features["offset_mapping"], [len(i.prefix) for i in inputs])
+    return features
+
+
+def with_offsets(model: "MultiVectorEncoder") -> dict[str, Any] | None:
+    """What asks the tokeniser for the characters of its tokens; none if it does not know them."""
+    return {"text": {"return_offsets_mapping": True}} if getattr(model.tokenizer, "is_fast", False) else None
+
+
+def in_text(offset_mapping: Any, prefixes: Sequence[int]) -> Any:
+    """Characters counted from each text's own start, below 0 for what is before it."""
+    return offset_mapping - offset_mapping.new_tensor(prefixes)[:, None, None]
 
 
 def needed(features: dict[str, Any]) -> npt.NDArray[np.bool_]:
@@ -92,9 +125,9 @@ def part_of(features: dict[str, Any], rows: npt.NDArray[np.intp], columns: npt.N
     return part
 
 
-def places(spans: npt.NDArray[Any], shape: tuple[int, ...], prefix: int) -> npt.NDArray[np.int32]:
-    """Character spans, counted from the text's own start; expansion may be wider than what the tokeniser saw."""
+def places(spans: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[np.int32]:
+    """Character spans of the text alone, 0 for other tokens; expansion may be wider than what the tokeniser saw."""
     places = np.zeros((*shape, 2), np.int32)
-    places[:, : spans.shape[1]] = np.clip(spans.astype(np.int32) - prefix, 0, None)
+    places[:, : spans.shape[1]] = np.clip(spans, 0, None)
     places[places[..., 0] >= places[..., 1]] = 0
     return places

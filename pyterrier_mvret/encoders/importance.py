@@ -237,7 +237,8 @@ class IDF(Importance):
             raise ValueError("expected texts, got one string")
         model, counts, documents = encoder.model, Counter[int](), 0
         for block in _blocks(pt.tqdm(texts, desc="counting tokens", unit="text", disable=not verbose)):
-            tokens, df = _document_frequencies(batches.tokenised(model, block, "document"))
+            inputs = batches.with_prefix(model, block, "document")
+            tokens, df = _document_frequencies(batches.tokenised(model, inputs, "document"))
             counts.update(dict(zip(tokens.tolist(), df.tolist(), strict=True)))
             documents += len(block)
         if not documents:

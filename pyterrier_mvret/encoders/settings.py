@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyterrier_mvret.encoders import markers
 from pyterrier_mvret.encoders.folding import hidden_form, remove
 from pyterrier_mvret.encoders.salience import heads_of
 
@@ -32,7 +33,7 @@ def apply(settings: "TokenEncoder", model: "MultiVectorEncoder", layout: str) ->
     for task, prefix in (("query", settings.query_prefix), ("document", settings.doc_prefix)):
         if prefix is not None:
             model.prompts[task] = prefix
-            _register_marker(model.tokenizer, prefix)
+            markers.register(model.tokenizer, prefix)
     transformer: Any = model[0]
     positions = getattr(transformer.config, "max_position_embeddings", None) or 0
     default = _DOC_LENGTH.get(layout)
@@ -84,24 +85,13 @@ def _check_lengths(transformer: Any, positions: int) -> None:
             raise ValueError(f"{what}={length}: the model has {positions} positions")
 
 
-def _register_marker(tokenizer: Any, prefix: str) -> None:
-    """Makes the tokeniser keep a marker it knows (``[unused0]``) in one piece instead of splitting its text."""
-    from transformers import AddedToken
-
-    for marker in (prefix, *prefix.split(maxsplit=1)[:1]):
-        if marker and marker in tokenizer.get_vocab():
-            if tokenizer.tokenize(marker) != [marker]:
-                token = AddedToken(marker, normalized=False, special=True)
-                tokenizer.add_special_tokens({"additional_special_tokens": [token]})
-            return
-
-
 def describe(model: "MultiVectorEncoder") -> dict[str, Any]:
     """The settings of a model as plain data; ``document`` holds those that documents of one index must share."""
     transformer: Any = model[0]
     mask, heads = _mask(model), heads_of(model)
     return {
         "query_prefix": model.prompts.get("query") or "",
+        **({"unit_prefix": model.prompts[markers.UNIT]} if markers.UNIT in model.prompts else {}),
         "query_length": transformer.query_length,
         "query_expansion": dict(transformer.query_expansion) if transformer.query_expansion else None,
         "document": {
@@ -172,9 +162,9 @@ def check_probe(model: "MultiVectorEncoder", label: str) -> None:
     Raises:
         ValueError: a checkpoint that would load and rank noise.
     """
-    for task in ("query", "document"):
+    for task in ("query", "document", markers.UNIT):
         marker = (model.prompts.get(task) or "").strip()
-        if marker.startswith("[") and marker.endswith("]"):
+        if markers.is_marker(marker):
             pieces = model.tokenizer.tokenize(model.prompts[task])
             if len(pieces) != 1 or pieces == [model.tokenizer.unk_token]:
                 raise ValueError(f"{label}: the {task} marker {marker!r} is not in the vocabulary (read as {pieces})")

@@ -1,8 +1,8 @@
 """The pipeline stages around a :class:`TokenEncoder`; users get them from a model's verbs."""
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # texts whose vectors are held at once while reranking: some hundred megabytes at common lengths
 _TEXTS_A_BLOCK = 4096
+
+K = TypeVar("K", bound=Hashable)
 
 
 class QueryEncoder(Component):
@@ -175,15 +177,15 @@ class TextScorer(Component):
 
 
 def blocks_of(
-    keys: Sequence[str], groups: Sequence[npt.NDArray[np.intp]]
-) -> Iterator[tuple[list[tuple[int, npt.NDArray[np.intp]]], list[str]]]:
+    keys: Sequence[K], groups: Sequence[npt.NDArray[np.intp]]
+) -> Iterator[tuple[list[tuple[int, npt.NDArray[np.intp]]], list[K]]]:
     """Queries whose documents are held at once: their numbers and the places of their rows' keys, and distinct keys.
 
     >>> list(blocks_of(["a", "b", "a"], [np.array([0, 1]), np.array([2])]))
     [([(0, array([0, 1])), (1, array([0]))], ['a', 'b'])]
     """
     block: list[tuple[int, npt.NDArray[np.intp]]] = []
-    place: dict[str, int] = {}
+    place: dict[K, int] = {}
     for i, rows in enumerate(groups):
         block.append((i, np.array([place.setdefault(keys[row], len(place)) for row in rows])))
         if len(place) >= _TEXTS_A_BLOCK or i == len(groups) - 1:

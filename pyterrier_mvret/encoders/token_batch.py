@@ -33,6 +33,13 @@ class TokenBatch:
     weights: npt.NDArray[np.float32] | None = None
     importance: npt.NDArray[np.float32] | None = None
 
+    @classmethod
+    def of_nothing(cls, ranked: bool) -> "TokenBatch":
+        """The batch of no texts; ``ranked`` ones have an importance."""
+        ids, spans = np.empty(0, np.int32), np.empty((0, 2), np.int32)
+        importance = np.empty(0, np.float32) if ranked else None
+        return cls(np.empty((0, 0), np.float32), np.zeros(1, np.int64), ids, spans, importance=importance)
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

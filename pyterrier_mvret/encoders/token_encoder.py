@@ -132,7 +132,13 @@ class TokenEncoder(Configured):
     # ------------------------------------------------------------------ encoding
 
     def encode_queries(
-        self, texts: Sequence[str], verbose: bool | None = None, importance: "Importance | None" = None
+        self,
+        texts: Sequence[str],
+        verbose: bool | None = None,
+        importance: "Importance | None" = None,
+        *,
+        prefix: str | Sequence[str] | None = None,
+        whole: bool = False,
     ) -> TokenBatch:
         """Token vectors of queries; expansion rows, markers and separators are scored and so included.
 
@@ -141,6 +147,10 @@ class TokenEncoder(Configured):
             verbose: a progress bar over batches; none means the encoder's own setting.
             importance: what the batch's ``importance`` holds; none means the outputs of the model's salience heads,
                 where it has any.
+            prefix: what goes before each query in place of the encoder's own, such as another marker: one for all, or
+                one a query.
+            whole: encode as many tokens as the model takes, and no expansion, so that every part of a query has its
+                rows (generated sentences, whose propositions are scored).
 
         Returns:
             A batch with one entry a text, in the order given: vectors (tokens, dim) float32.
@@ -154,7 +164,7 @@ class TokenEncoder(Configured):
         >>> encoder.tokens(batch.token_ids)
         ['[CLS]', 'who', 'sat', '?', '[SEP]', '[MASK]', '[MASK]', '[MASK]']
         """
-        return self._encode(texts, "query", verbose, importance)
+        return self._encode(texts, "query", verbose, importance, prefix, whole)
 
     def encode_docs(
         self, texts: Sequence[str], verbose: bool | None = None, importance: "Importance | None" = None
@@ -170,34 +180,44 @@ class TokenEncoder(Configured):
         return self._encode(texts, "document", verbose, importance)
 
     def _encode(
-        self, texts: Sequence[str], task: Task, verbose: bool | None, importance: "Importance | None"
+        self,
+        texts: Sequence[str],
+        task: Task,
+        verbose: bool | None,
+        importance: "Importance | None",
+        prefix: str | Sequence[str] | None = None,
+        whole: bool = False,
     ) -> TokenBatch:
         if isinstance(texts, str):
             raise ValueError("expected a list of texts, got one string")
         if not len(texts):  # nothing to do: nothing is loaded
-            return _nothing(importance is not None)
+            return TokenBatch.of_nothing(ranked=importance is not None)
+        inputs = batches.with_prefix(self.model, texts, task)
+        if prefix is not None:
+            prefixes = [prefix] * len(texts) if isinstance(prefix, str) else prefix
+            inputs = [batches.Input(*one) for one in zip(prefixes, texts, strict=True)]
         # equal texts are encoded once
-        place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        place = {one: i for i, one in enumerate(dict.fromkeys(inputs))}
         parts: list[Fields] = [{}] * len(place)
         what = "queries" if task == "query" else "documents"
         show = self.verbose if verbose is None else verbose
         with importance.watching(self.model) if importance is not None else nullcontext():
-            encoded = self._forward(list(place), task)
+            encoded = self._forward(list(place), task, whole)
             for i, part in pt.tqdm(encoded, total=len(place), desc=f"encoding {what}", unit="text", disable=not show):
                 parts[i] = part
-        rows = [parts[place[text]] for text in texts]
+        rows = [parts[place[one]] for one in inputs]
         fields = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         offsets = np.cumsum([0, *(len(row["vectors"]) for row in rows)], dtype=np.int64)
         batch = TokenBatch(offsets=offsets, **fields)
         return batch if importance is None else replace(batch, importance=importance.scores(batch))
 
-    def _forward(self, texts: list[str], task: Task) -> Iterator[tuple[int, Fields]]:
-        """Places of texts, each with what its batch holds of it; in no order to rely on."""
+    def _forward(self, inputs: list[batches.Input], task: Task, whole: bool) -> Iterator[tuple[int, Fields]]:
+        """Places of inputs, each with what its batch holds of it; in no order to rely on."""
         model = self.model
         training = model.training
         model.eval()  # no dropout, also between two steps of training
         try:
-            for places, features in batches.batches(model, texts, task, self.batch_size):
+            for places, features in batches.batches(model, inputs, task, self.batch_size, whole):
                 yield from zip(places, self._batch(model, features, task), strict=True)
         finally:
             model.train(training)
@@ -222,8 +242,7 @@ class TokenEncoder(Configured):
         if mask.shape == token_ids.shape and not settings.pools(model, task):  # else a row is no longer one token
             fields["token_ids"] = token_ids.cpu().numpy()[kept].astype(np.int32)
             if spans is not None:
-                prefix = model.prompts.get(task) or ""
-                fields["spans"] = batches.places(spans.cpu().numpy(), kept.shape, len(prefix))[kept]
+                fields["spans"] = batches.places(spans.cpu().numpy(), kept.shape)[kept]
             fields |= {field: out[name][mask].float().cpu().numpy() for name, field in _SAID if name in out}
         ends = np.cumsum(kept.sum(1))[:-1]
         texts = zip(*(np.split(field, ends) for field in fields.values()), strict=True)
@@ -388,10 +407,3 @@ class TokenEncoder(Configured):
     def __getstate__(self) -> Mapping[str, Any]:
         # settings travel, weights do not: a copy in another process opens the checkpoint itself
         return {k: v for k, v in self.__dict__.items() if k not in ("_opened", "_weights", "_at")}
-
-
-def _nothing(ranked: bool) -> TokenBatch:
-    """The batch of no texts."""
-    ids, spans = np.empty(0, np.int32), np.empty((0, 2), np.int32)
-    importance = np.empty(0, np.float32) if ranked else None
-    return TokenBatch(np.empty((0, 0), np.float32), np.zeros(1, np.int64), ids, spans, importance=importance)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyterrier_mvret.encoders.markers import UnitMarker
 from pyterrier_mvret.encoders.splitters import Splitter, named_splitter
 from pyterrier_mvret.encoders.token_encoder import TokenEncoder
 from pyterrier_mvret.model import TokenModel
@@ -28,6 +29,10 @@ class AGRaME(TokenModel):
         alpha: weight of the passage's score; 0 ranks units by their own. The paper does not say what it used, but adds
             both in its motivating experiment: 1 is our choice.
         unit: ``"sentence"``, ``"paragraph"``, ``"phrase"`` (five words), ``"text"``, or an object with ``split(text)``.
+        query_marker: what goes before a query whose units are scored, beside the ordinary marker that passages are
+            scored with. ``"auto"`` takes the one that the checkpoint was trained with, and for a stock checkpoint the
+            ordinary one for both. A marker, such as ``"[unused2]"``, is to be trained by :meth:`fit_encoder`; with
+            any checkpoint that was not trained with it, scoring is an error. None never takes a second one.
         verbose: progress bars.
         **settings: those of :class:`TokenEncoder`, where ``encoder`` is not one already.
 
@@ -48,6 +53,7 @@ class AGRaME(TokenModel):
         *,
         alpha: float = 1.0,
         unit: str | Splitter = "sentence",
+        query_marker: str | None = "auto",
         verbose: bool = False,
         **settings: Any,
     ):
@@ -55,7 +61,9 @@ class AGRaME(TokenModel):
         if not 0 <= alpha < float("inf"):
             raise ValueError(f"alpha must be a finite number of at least 0, got {alpha!r}")
         named_splitter(unit)
-        self.alpha, self.unit, self.verbose = float(alpha), unit, verbose
+        if query_marker is not None:
+            UnitMarker(query_marker)  # says at once what is none
+        self.alpha, self.unit, self.query_marker, self.verbose = float(alpha), unit, query_marker, verbose
         self._check_saved(encoder)
 
     @property
@@ -75,11 +83,13 @@ class AGRaME(TokenModel):
         Args:
             index: where the passages' vectors are, built with ``store_offsets=True``; none encodes their text.
             text_field: the column with the text, as it was encoded. A column ``spans`` says where units are: for each
-                passage (start, end) pairs of characters, or for propositions a list of such pairs each.
+                passage (start, end) pairs of characters, or for propositions a list of such pairs each. A column
+                ``query_spans`` names the part of a query that is scored, such as a proposition: (start, end) pairs.
             keep_passages: units of so many passages a query, those that score best; none keeps all.
         """
         splitter = named_splitter(self.unit)
-        return UnitScorer(self.encoder, splitter, self.alpha, index, text_field, keep_passages, self.verbose)
+        where = (index, text_field, keep_passages)
+        return UnitScorer(self.encoder, splitter, self.alpha, *where, self.query_marker, self.verbose)
 
     def fold(self, how: Fold = "max") -> UnitFolder:
         """R of units -> R of their passages, scored by their units; ``best_unit`` names the best of each.

@@ -21,7 +21,8 @@ from pyterrier_mvret.scoring.pairs import AlignedPairs
 from pyterrier_mvret.scoring.rules import Alignment, ScoringRule, rule_of
 from pyterrier_mvret.scoring.stored import Residual, StoredVectors
 from pyterrier_mvret.scoring.strategies import Soft, TopK, TopP, named_alignment
-from pyterrier_mvret.scoring.units import UnitRows, unit_and_text_scores, unit_maxima, unit_scores, with_text_scores
+from pyterrier_mvret.scoring.text_units import TextUnits, UnitScores
+from pyterrier_mvret.scoring.units import UnitRows, unit_maxima, unit_scores, with_text_scores
 
 __all__ = [
     "EMPTY_DOCUMENT",
@@ -32,9 +33,11 @@ __all__ = [
     "ScoringRule",
     "Soft",
     "StoredVectors",
+    "TextUnits",
     "TopK",
     "TopP",
     "UnitRows",
+    "UnitScores",
     "align_grid",
     "align_matrix",
     "align_packed",
@@ -48,7 +51,6 @@ __all__ = [
     "named_alignment",
     "rule_of",
     "salience",
-    "unit_and_text_scores",
     "unit_maxima",
     "unit_scores",
     "with_text_scores",

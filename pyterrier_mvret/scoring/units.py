@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pyterrier_mvret.scoring.maxsim import EMPTY_DOCUMENT, maxima
-from pyterrier_mvret.scoring.ragged import check_runs, checked_offsets, ragged_rows
-from pyterrier_mvret.scoring.stored import StoredVectors, as_stored
+from pyterrier_mvret.scoring.ragged import check_runs, ragged_rows
+from pyterrier_mvret.scoring.stored import StoredVectors
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -173,19 +173,14 @@ def unit_maxima(query: Array, vectors: "Array | StoredVectors", units: UnitRows)
            [ 0.6,  1. ],
            [-inf, -inf]], dtype=float32)
     """
-    return _of_units(maxima(query, vectors, units.starts, units.ends), units)
+    best = maxima(query, vectors, units.starts, units.ends)
+    return maxima_of_groups(best, units.offsets[:-1], np.diff(units.offsets) > 0)
 
 
-def _of_units(best: Floats, units: UnitRows) -> Floats:
-    """Best similarities of units from those of their runs, which lie one unit after the other."""
-    filled = np.diff(units.offsets) > 0
-    if len(best) == len(units) and filled.all():  # a run each
-        return best
-    return _grouped(best, units.offsets[:-1], filled)
-
-
-def _grouped(best: Floats, firsts: Ints, filled: npt.NDArray[np.bool_]) -> Floats:
+def maxima_of_groups(best: Floats, firsts: Ints, filled: npt.NDArray[np.bool_]) -> Floats:
     """Maxima over consecutive runs, from the first of each group on; minus infinity for groups that are not filled."""
+    if len(best) == len(firsts) and filled.all():  # a run each
+        return best
     out = np.full((len(firsts), best.shape[1]), -np.inf, dtype=np.float32)
     if filled.any():
         out[filled] = np.maximum.reduceat(best, firsts[filled], axis=0)
@@ -220,51 +215,10 @@ def unit_scores(
     array([[0.96, 0.28, 0.96],
            [0.6 , 0.96, 0.96]], dtype=float32)
     """
-    return _sums(unit_maxima(query, vectors, units), units.sizes == 0, weights)
+    return sums(unit_maxima(query, vectors, units), units.sizes == 0, weights)
 
 
-def unit_and_text_scores(
-    query: Array, vectors: "Array | StoredVectors", units: UnitRows, offsets: Array, weights: Array | None = None
-) -> tuple[Floats, Floats]:
-    """Scores of units and of the packed texts that they are of, from one query matrix, at the cost of one of both.
-
-    A text's best similarity is the best of its units' and of its other rows' (markers, separators), so that each row is
-    read once where units share none.
-
-    Args:
-        query: (query tokens, dim).
-        vectors: as for :func:`maxsim_packed`.
-        units: rows of ``vectors``, each of its own text.
-        offsets: (texts + 1,) integers; text ``t`` owns rows ``offsets[t]:offsets[t + 1]``.
-        weights: as for :func:`unit_scores`.
-
-    Returns:
-        What :func:`unit_scores` returns, and scores of the texts as :func:`maxsim_packed` returns them, (texts,) or
-        (parts, texts).
-
-    Raises:
-        ValueError: as :func:`unit_scores`, or a unit that has rows of another text.
-
-    >>> vectors = np.array([[0.0, 1.0], [0.8, 0.6], [0.96, 0.28], [0.28, 0.96], [-0.6, 0.8]])
-    >>> units, texts = unit_and_text_scores(np.eye(2), vectors, UnitRows.of([[1, 2], [3, 4]]), np.array([0, 5]))
-    >>> units, texts
-    (array([1.56, 1.24], dtype=float32), array([1.96], dtype=float32))
-    """
-    stored = as_stored(vectors)
-    offsets = checked_offsets(offsets, len(stored), "offsets")
-    free_starts, free_ends = _free_runs(units, offsets)
-    starts, ends = np.concatenate([units.starts, free_starts]), np.concatenate([units.ends, free_ends])
-    order = np.argsort(starts, kind="stable")  # rows are read as they lie, and runs of a text come together
-    found = maxima(query, stored, starts[order], ends[order])
-    filled = np.diff(offsets) > 0
-    of_texts = _grouped(found, np.searchsorted(starts[order], offsets[:-1]), filled)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    of_units = _of_units(found[place[: len(units.starts)]], units)
-    return _sums(of_units, units.sizes == 0, weights), _sums(of_texts, ~filled, weights)
-
-
-def _free_runs(units: UnitRows, offsets: Ints) -> tuple[Ints, Ints]:
+def free_runs(units: UnitRows, offsets: Ints) -> tuple[Ints, Ints]:
     """Runs of rows that belong to no unit, none across two texts: their starts and ends."""
     text = np.repeat(units.texts, np.diff(units.offsets))
     known = units.texts.max(initial=-1) < len(offsets) - 1
@@ -281,7 +235,7 @@ def _free_runs(units: UnitRows, offsets: Ints) -> tuple[Ints, Ints]:
     return np.flatnonzero(starts), np.flatnonzero(ends) + 1
 
 
-def _sums(best: Floats, empty: npt.NDArray[np.bool_], weights: Array | None) -> Floats:
+def sums(best: Floats, empty: npt.NDArray[np.bool_], weights: Array | None) -> Floats:
     """Sums over query tokens, for each part of the query if there are any."""
     best[empty] = 0  # minus infinity times a weight of 0 would be NaN
     if weights is None:
@@ -297,7 +251,7 @@ def _sums(best: Floats, empty: npt.NDArray[np.bool_], weights: Array | None) -> 
     return scores
 
 
-def with_text_scores(scores: Array, units: UnitRows, text_scores: Array, alpha: float = 1.0) -> Floats:
+def with_text_scores(scores: Array, texts: Array, text_scores: Array, alpha: float = 1.0) -> Floats:
     """Scores by which units of different texts compete: each unit's own plus ``alpha`` times its text's.
 
         Score(q, s_j of p_i) = S_in(q, s_j of p_i) + alpha S(q, p_i)        (AGRaME, section 4.1)
@@ -308,7 +262,7 @@ def with_text_scores(scores: Array, units: UnitRows, text_scores: Array, alpha: 
 
     Args:
         scores: (units,) float32, from :func:`unit_scores`.
-        units: says which text each is of.
+        texts: (units,) the number of the text that each is of.
         text_scores: (texts,) scores of whole texts.
         alpha: weight of the text's score; 0 ranks by the units' own.
 
@@ -318,19 +272,14 @@ def with_text_scores(scores: Array, units: UnitRows, text_scores: Array, alpha: 
     Raises:
         ValueError: shapes that do not fit, or an ``alpha`` that is not a finite number of at least 0.
 
-    >>> units = UnitRows.of([[0, 1], [2, 3], [4]], texts=np.array([0, 1, 1]))
-    >>> with_text_scores(np.array([1.6, 1.56, 1.24]), units, np.array([1.6, 1.92])).round(2)
+    >>> with_text_scores(np.array([1.6, 1.56, 1.24]), np.array([0, 1, 1]), np.array([1.6, 1.92])).round(2)
     array([3.2 , 3.48, 3.16], dtype=float32)
     """
     scores, text_scores = np.asarray(scores, dtype=np.float32), np.asarray(text_scores, dtype=np.float32)
     if not 0 <= alpha < np.inf:
         raise ValueError(f"alpha must be a finite number of at least 0, got {alpha!r}")
-    if scores.shape != (len(units),) or text_scores.ndim != 1 or not (units.texts < len(text_scores)).all():
-        raise ValueError(f"expected {len(units)} scores of units, and scores of the {_texts(units)} texts they are of")
-    of_text = text_scores[units.texts]
+    if scores.shape != texts.shape or text_scores.ndim != 1 or not (texts < len(text_scores)).all():
+        raise ValueError(f"expected as many scores as units, {len(texts)}, and scores of all texts they are of")
+    of_text = text_scores[texts]
     empty = (scores <= EMPTY_DOCUMENT) | (of_text <= EMPTY_DOCUMENT)
     return np.where(empty, EMPTY_DOCUMENT, scores + np.float32(alpha) * of_text)
-
-
-def _texts(units: UnitRows) -> int:
-    return int(units.texts.max(initial=-1)) + 1

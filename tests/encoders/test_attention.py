@@ -43,7 +43,7 @@ def tiny_encoder(tiny):
 def expected(encoder, text, task):
     """(tokens,) of one text that goes alone through the Hugging Face model, in its arithmetic that tells attention."""
     model = encoder.model
-    features = batches.tokenised(model, [text], task)
+    features = batches.tokenised(model, batches.with_prefix(model, [text], task), task)
     features.pop("offset_mapping", None)
     plain = copy.deepcopy(model[0].auto_model).eval()
     plain.set_attn_implementation("eager")

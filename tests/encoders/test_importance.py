@@ -62,7 +62,7 @@ def test_what_is_asked_for_comes_before_what_heads_say(with_heads, tiny_encoder)
 def test_equal_texts_are_ranked_once_and_no_text_is_fine(tiny, monkeypatch):
     seen, batches = [], token_encoder.batches.batches
     monkeypatch.setattr(
-        token_encoder.batches, "batches", lambda m, texts, *o: seen.extend(texts) or batches(m, texts, *o)
+        token_encoder.batches, "batches", lambda m, ins, *o: seen.extend(i.text for i in ins) or batches(m, ins, *o)
     )
     encoder = mv.TokenEncoder(tiny, device="cpu")
     batch = encoder.encode_docs(["a", "b", "a"], importance=Attention())
@@ -129,7 +129,9 @@ def test_idf_of_tokens(tiny_encoder):
 
 
 def test_idf_of_texts_packed_for_flash_attention(tiny_encoder):
-    features = importance.batches.tokenised(tiny_encoder.model, TEXTS, "document")
+    features = importance.batches.tokenised(
+        tiny_encoder.model, importance.batches.with_prefix(tiny_encoder.model, TEXTS, "document"), "document"
+    )
     ids, real = features["input_ids"].numpy(), features["attention_mask"].numpy().astype(bool)
     packed = {
         "input_ids": torch.from_numpy(ids[real][None]),

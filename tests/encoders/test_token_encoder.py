@@ -70,9 +70,9 @@ def test_rows_have_length_one_and_do_not_depend_on_the_batch(tiny_encoder):
 def test_equal_texts_are_encoded_once_and_no_text_is_fine(tiny, monkeypatch):
     seen, batches = [], token_encoder.batches.batches
 
-    def spy(model, texts, *others):
-        seen.extend(texts)
-        return batches(model, texts, *others)
+    def spy(model, inputs, *others):
+        seen.extend(one.text for one in inputs)
+        return batches(model, inputs, *others)
 
     monkeypatch.setattr(token_encoder.batches, "batches", spy)
     batch = mv.TokenEncoder(tiny, device="cpu").encode_docs(["a", "b", "a", "a"])

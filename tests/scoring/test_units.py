@@ -7,13 +7,21 @@ from hypothesis import strategies as st
 
 from pyterrier_mvret.scoring import (
     EMPTY_DOCUMENT,
+    TextUnits,
     UnitRows,
     maxsim_packed,
-    unit_and_text_scores,
     unit_maxima,
     unit_scores,
     with_text_scores,
 )
+
+
+def unit_and_text_scores(query, vectors, units, offsets, weights=None):
+    """Of all texts."""
+    scores = TextUnits(vectors, units, offsets).scores(query, np.arange(len(offsets) - 1), weights)
+    np.testing.assert_array_equal(scores.at, units.texts)
+    return scores.units, scores.texts
+
 
 Q = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
 
@@ -66,12 +74,27 @@ def test_any_rows_weights_and_parts(case):
 @settings(max_examples=40, deadline=None)
 def test_texts_beside_their_units(case):
     rng, query, vectors, offsets, rows, texts = case
-    order = rng.permutation(len(rows))
-    units = UnitRows.of([rows[i] for i in order], texts[order])
+    units = UnitRows.of(rows, texts)
     for weights in (None, rng.standard_normal(len(query)), rng.standard_normal((2, len(query)))):
         of_units, of_texts = unit_and_text_scores(query, vectors, units, offsets, weights)
         close(of_units, unit_scores(query, vectors, units, weights), 1e-3)
         close(of_texts, unit_scores(query, vectors, UnitRows.of_runs(offsets[:-1], offsets[1:]), weights), 1e-3)
+
+
+@given(cases())
+@settings(max_examples=40, deadline=None)
+def test_some_of_the_texts_in_any_order_and_another_query_for_them(case):
+    rng, query, vectors, offsets, rows, texts = case
+    held = TextUnits(vectors, UnitRows.of(rows, texts), offsets)
+    asked = rng.integers(0, len(offsets) - 1, rng.integers(0, 6))
+    other = rng.standard_normal((3, vectors.shape[1])).astype(np.float32)
+    units = [(at, number, u) for at, text in enumerate(asked) for number, u in enumerate(np.flatnonzero(texts == text))]
+    of_text = UnitRows.of_runs(offsets[:-1], offsets[1:])
+    for text_query in (None, other):
+        got = held.scores(query, asked, text_query=text_query)
+        assert list(zip(got.at, got.number)) == [(at, number) for at, number, _ in units]
+        close(got.units, [reference(query, vectors, rows[u], np.ones(len(query))) for _, _, u in units], 1e-3)
+        close(got.texts, unit_scores(query if text_query is None else other, vectors, of_text)[asked], 1e-3)
 
 
 @given(cases())
@@ -111,9 +134,9 @@ def test_worked_example_of_alpha():
     units = UnitRows.of([[0, 1], [2, 3], [4]], texts=np.array([0, 1, 1]))
     scores, texts = unit_and_text_scores(Q, rows, units, np.array([0, 2, 5]))
     close(texts, [1.6, 1.92])
-    close(with_text_scores(scores, units, texts, alpha=0), [1.6, 1.56, 1.24])
-    close(with_text_scores(scores, units, texts), [3.2, 3.48, 3.16])
-    tie = with_text_scores(scores, units, texts, alpha=0.125)
+    close(with_text_scores(scores, units.texts, texts, alpha=0), [1.6, 1.56, 1.24])
+    close(with_text_scores(scores, units.texts, texts), [3.2, 3.48, 3.16])
+    tie = with_text_scores(scores, units.texts, texts, alpha=0.125)
     close(tie[0], tie[1])
 
 
@@ -131,12 +154,12 @@ def test_alpha_leaves_the_order_within_a_text(seed, alpha):
     rng = np.random.default_rng(seed)  # eighths, whose sums are exact
     scores, of_texts, texts = rng.integers(-99, 99, 20) / 8, rng.integers(-99, 99, 4) / 8, rng.integers(0, 4, 20)
     units = UnitRows.of([[0]] * 20, texts)
-    got = with_text_scores(scores, units, of_texts, alpha)
+    got = with_text_scores(scores, units.texts, of_texts, alpha)
     np.testing.assert_array_equal(got, scores + alpha * of_texts[texts])
     for text in range(4):  # P7
         mine = texts == text
         np.testing.assert_array_equal(np.argsort(got[mine], kind="stable"), np.argsort(scores[mine], kind="stable"))
-    np.testing.assert_array_equal(with_text_scores(scores, units, of_texts, alpha=0), scores)  # P8
+    np.testing.assert_array_equal(with_text_scores(scores, units.texts, of_texts, alpha=0), scores)  # P8
 
 
 def test_units_without_rows_stay_below_all_others():
@@ -148,9 +171,11 @@ def test_units_without_rows_stay_below_all_others():
     np.testing.assert_array_equal(unit_scores(Q, vectors, units, -np.eye(2))[:, 1], [EMPTY_DOCUMENT] * 2)
     scores, texts = unit_and_text_scores(Q, vectors, units, np.array([0, 1, 2, 2]))
     np.testing.assert_array_equal(texts, [-3, -5, EMPTY_DOCUMENT])
-    np.testing.assert_array_equal(with_text_scores(scores, units, texts, 2.0), [-9, EMPTY_DOCUMENT, -15])
+    np.testing.assert_array_equal(with_text_scores(scores, units.texts, texts, 2.0), [-9, EMPTY_DOCUMENT, -15])
     # a unit of a text that was not scored, too
-    np.testing.assert_array_equal(with_text_scores([1.0] * 3, units, [EMPTY_DOCUMENT, 1]), [EMPTY_DOCUMENT] * 2 + [2])
+    np.testing.assert_array_equal(
+        with_text_scores([1.0] * 3, units.texts, [EMPTY_DOCUMENT, 1]), [EMPTY_DOCUMENT] * 2 + [2]
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.int8])
@@ -172,7 +197,7 @@ def test_nothing_to_score():
     units, texts = unit_and_text_scores(Q, np.eye(2), none, np.array([0, 1, 1, 2]))
     assert units.shape == (0,)
     np.testing.assert_array_equal(texts, [1, EMPTY_DOCUMENT, 1])
-    assert with_text_scores(units, none, texts).shape == (0,)
+    assert with_text_scores(units, none.texts, texts).shape == (0,)
     assert none.members(3).shape == (0, 3)
     np.testing.assert_array_equal(unit_scores(np.empty((0, 2)), np.eye(2), UnitRows.of([[0], []])), [0, -1e9])
 
@@ -187,6 +212,8 @@ def test_what_does_not_fit_is_named():
         unit_scores(Q, np.ones((4, 2)), units, np.array([1, np.nan]))
     with pytest.raises(ValueError, match="not finite"):
         unit_scores(Q, np.full((4, 2), np.nan), units)
+    with pytest.raises(ValueError, match="text by text"):
+        TextUnits(np.ones((4, 2)), UnitRows.of([[3], [0]], texts=np.array([1, 0])), np.array([0, 2, 4]))
     for offsets in ([0, 1, 4], [0, 4], [0, 4, 4]):  # across a text, beyond the last, in another
         with pytest.raises(ValueError, match="another text"):
             unit_and_text_scores(Q, np.ones((4, 2)), units, np.array(offsets))
@@ -194,10 +221,10 @@ def test_what_does_not_fit_is_named():
         units.members(3)
     for alpha in (-1, np.nan, np.inf):
         with pytest.raises(ValueError, match="alpha"):
-            with_text_scores([1, 2], units, [1, 2], alpha)
+            with_text_scores([1, 2], units.texts, [1, 2], alpha)
     for scores, texts in (([1], [1, 2]), ([1, 2], [1])):
-        with pytest.raises(ValueError, match="the 2 texts"):
-            with_text_scores(scores, units, texts)
+        with pytest.raises(ValueError, match="as many scores as units, 2"):
+            with_text_scores(scores, units.texts, texts)
 
 
 @pytest.mark.parametrize(
