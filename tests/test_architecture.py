@@ -33,6 +33,7 @@ MODULES = {
     "pyterrier_mvret.training.objectives",
     "pyterrier_mvret.training.similarity",
     "pyterrier_mvret.training.trainer",
+    "pyterrier_mvret.training.unit_loss",
     "pyterrier_mvret.training.winners",
 }
 HEAVY = {"torch", "transformers", "sentence_transformers", "faiss", "pyterrier_pisa"}

@@ -61,13 +61,13 @@ def batches(
     """Places of inputs, and their features as ``model`` takes them; every one once, in no order to rely on."""
     tokens = budget(model, batch_size)
     # packed into one row by flash attention, a block's features cannot be divided again
-    whole = bool(getattr(model[0], "can_flatten_inputs", False))
-    at_once = batch_size if whole else _TEXTS_A_BLOCK
+    packed = bool(getattr(model[0], "can_flatten_inputs", False))
+    at_once = batch_size if packed else _TEXTS_A_BLOCK
     by_characters = sorted(range(len(inputs)), key=lambda i: len(inputs[i].text), reverse=True)
     for start in range(0, len(inputs), at_once):
         block = by_characters[start : start + at_once]
         features = tokenised(model, [inputs[i] for i in block], task, whole)
-        if whole:
+        if packed:
             yield block, features
             continue
         used = needed(features)

@@ -114,6 +114,10 @@ def _add(model: "MultiVectorEncoder", marker: str, like: str) -> None:
         vectors[place] = vectors[source[0]]
 
 
-def without_unit_marker(model: "MultiVectorEncoder") -> None:
-    """Makes a model forget the second query marker: what is trained without does not know it any longer."""
-    model.prompts.pop(UNIT, None)
+@dataclass(frozen=True)
+class WithoutUnitMarker:
+    """Makes a model forget the second query marker: what is trained without it does not know it any longer."""
+
+    def __call__(self, model: "MultiVectorEncoder") -> None:
+        """Changes the model where it is."""
+        model.prompts.pop(UNIT, None)

@@ -1,16 +1,18 @@
 """AGRaME: ranking units of any size by one encoding of passages (Reddy et al. 2024, arXiv 2405.15028)."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pyterrier_mvret.encoders.markers import UnitMarker
+from pyterrier_mvret.encoders.markers import UnitMarker, WithoutUnitMarker
 from pyterrier_mvret.encoders.splitters import Splitter, named_splitter
 from pyterrier_mvret.encoders.token_encoder import TokenEncoder
 from pyterrier_mvret.model import TokenModel
 from pyterrier_mvret.scoring import MaxSim
+from pyterrier_mvret.training import losses
 from pyterrier_mvret.unit_stages import Fold, UnitFolder, UnitScorer
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from sentence_transformers import MultiVectorEncoder
 
     from pyterrier_mvret.indexes.multivec import MultiVecIndex
@@ -107,6 +109,54 @@ class AGRaME(TokenModel):
         1     b      b%s0    2.0     1
         """
         return UnitFolder(how)
+
+    def fit_encoder(self, data: "Dataset", valid: Any = None, *, valid_units: bool = True, **settings: Any) -> Self:
+        """Trains the encoder, and the second query marker where the model has one; an index must be built anew.
+
+        Args:
+            data: a training set; for ``loss="multi-granular"``, the default, with units
+                (:func:`~pyterrier_mvret.training.with_units`), and with a teacher's scores unless the loss is
+                :class:`MultiGranular("n-way") <pyterrier_mvret.training.MultiGranular>` or the like. Other losses
+                train passages alone.
+            valid: as for :func:`~pyterrier_mvret.training.fit`. Of a pair (results, qrels), results are passages with
+                ``text`` (and ``spans``), and qrels judge their units, ``docno%s0``.
+            valid_units: False where the qrels judge passages.
+            **settings: as for :func:`~pyterrier_mvret.training.fit`.
+
+        Raises:
+            ValueError: as there; or a second marker that would not be trained: with another loss, or with
+                ``train="head"`` or ``"last:n"``, where vectors of tokens stand still.
+
+        >>> import pandas as pd
+        >>> import pyterrier_mvret as mv
+        >>> topics = pd.DataFrame({"qid": ["1", "2"], "query": ["pets that purr", "rates"]})
+        >>> qrels = pd.DataFrame({"qid": ["1", "2"], "docno": ["a", "b"], "label": 1})
+        >>> data = mv.training.pairs(topics, qrels, {"a": "Dogs bark. Cats purr.", "b": "Banks lend. Rates rose."})
+        >>> units = pd.DataFrame({"qid": ["1", "2"], "docno": ["a%s1", "b%s1"], "label": 1})
+        >>> agrame = mv.AGRaME(mv.models.MINILM, query_marker="[unused2]")
+        >>> loss = mv.training.MultiGranular("contrastive")
+        >>> settings = {"loss": loss, "max_steps": 1, "batch_size": 2, "verbose": False}
+        >>> agrame.fit_encoder(mv.training.with_units(data, units), **settings).encoder.describe()["unit_prefix"]
+        '[unused2] '
+        """
+        settings.setdefault("loss", "multi-granular")
+        if self.query_marker is None:
+            settings["prepare"] = WithoutUnitMarker()
+        elif self.query_marker != "auto":
+            if not getattr(losses.named(settings["loss"]), "units", False) or settings.get("train", "all") != "all":
+                raise ValueError(
+                    f"query_marker={self.query_marker!r} is trained with loss='multi-granular' and train='all': other "
+                    "training has no use for it (query_marker='auto' keeps one that is there)"
+                )
+            settings["prepare"] = UnitMarker(self.query_marker)
+        if isinstance(valid, tuple) and valid_units:
+            if not valid[1]["docno"].astype(str).str.contains("%s", regex=False).all():
+                raise ValueError("these qrels judge passages, not units 'docno%s0': pass valid_units=False")
+            settings["scorer"] = self._unit_scorer
+        return super().fit_encoder(data, valid, **settings)
+
+    def _unit_scorer(self, encoder: TokenEncoder) -> UnitScorer:
+        return UnitScorer(encoder, named_splitter(self.unit), self.alpha, query_marker=self.query_marker)
 
     def _settings(self) -> dict[str, Any]:
         """The model's own settings as plain data."""

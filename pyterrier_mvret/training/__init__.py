@@ -2,12 +2,14 @@
 
 from pyterrier_mvret.training.adaptation import GRID, Adaptation, choose
 from pyterrier_mvret.training.curves import plot
-from pyterrier_mvret.training.data import groups, pairs, with_teacher
+from pyterrier_mvret.training.data import groups, pairs
 from pyterrier_mvret.training.fitting import fit
-from pyterrier_mvret.training.losses import KL, Contrastive, MarginMSE, NWay
+from pyterrier_mvret.training.losses import KL, Contrastive, MarginMSE, MultiGranular, NWay
 from pyterrier_mvret.training.plan import Plan
 from pyterrier_mvret.training.splits import refuse_test_topics, split
 from pyterrier_mvret.training.state_cache import StateCache
+from pyterrier_mvret.training.teachers import with_teacher
+from pyterrier_mvret.training.unit_data import with_units
 
 __all__ = [
     "GRID",
@@ -15,6 +17,7 @@ __all__ = [
     "Adaptation",
     "Contrastive",
     "MarginMSE",
+    "MultiGranular",
     "NWay",
     "Plan",
     "StateCache",
@@ -26,4 +29,5 @@ __all__ = [
     "refuse_test_topics",
     "split",
     "with_teacher",
+    "with_units",
 ]

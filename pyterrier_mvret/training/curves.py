@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 # what a loss of several terms is made of, as the modules of ``objectives`` call them
-_TERMS = ("own", "in_batch", "ranking", "l1")
+_TERMS = ("own", "in_batch", "passages", "units", "ranking", "l1")
 
 
 def measured(logs: Mapping[str, Any]) -> list[str]:

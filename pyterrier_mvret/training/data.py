@@ -20,12 +20,10 @@ import pandas as pd
 import pyterrier as pt
 
 from pyterrier_mvret import frames
+from pyterrier_mvret.encoders.splitters import checked_spans
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-# queries whose documents a teacher scores at once: enough for full batches, little text in memory
-_QUERIES_A_BLOCK = 64
 
 Docs = Any  # a frame, a mapping docno -> text, a PyTerrier dataset, an iterable of dicts or of objects
 
@@ -125,96 +123,6 @@ def groups(
     return _dataset(chosen, docs)
 
 
-def with_teacher(
-    data: "Dataset",
-    teacher: pt.Transformer,
-    *,
-    normalize: Literal["min-max"] | None = None,
-    text_field: str = "text",
-    verbose: bool = False,
-) -> "Dataset":
-    """The same rows with ``scores``: what a teacher thinks of each of the row's documents.
-
-    Args:
-        data: what :func:`groups` returned.
-        teacher: any pipeline that scores frames with ``qid``, ``query``, ``docno`` and text: a cross-encoder, another
-            model's ``text_scorer()``, a sum of two. Equal pairs are scored once.
-        normalize: ``"min-max"`` scales each row's scores to [0, 1], as distillation in PyLate's form expects
-            (:class:`KL` with ``normalize="min-max"``); none keeps the teacher's own scale.
-        text_field: the column in which the teacher reads the text.
-        verbose: a progress bar over queries.
-
-    Raises:
-        ValueError: the teacher left out a document or scored it with something that is no finite number; one qid has
-            two queries, or a document of it two texts.
-
-    >>> import pyterrier_mvret as mv
-    >>> topics = pd.DataFrame({"qid": ["1"], "query": ["pets"]})
-    >>> qrels = pd.DataFrame({"qid": ["1"], "docno": ["a"], "label": [1]})
-    >>> run = pd.DataFrame({"qid": "1", "docno": ["b"], "score": [3.], "rank": [0], "text": ["Rates rose."]})
-    >>> data = mv.training.groups(topics, qrels, run, n=1, docs={"a": "Cats purr.", "b": "Rates rose."})
-    >>> length = pt.apply.doc_score(lambda row: len(row["text"]))
-    >>> mv.training.with_teacher(data, length)[0]["scores"]
-    [10.0, 11.0]
-    """
-    if normalize not in (None, "min-max"):
-        raise ValueError(f"normalize is 'min-max' or None, got {normalize!r}")
-    missing = [c for c in ("qid", "docnos", "query", "positive") if c not in data.column_names]
-    if missing:
-        raise ValueError(f"a teacher scores rows with qid, docnos and texts; these lack {', '.join(missing)}")
-    if "scores" in data.column_names:
-        raise ValueError("these rows have a teacher's scores already")
-    rows_of: dict[str, list[int]] = {}
-    for row, qid in enumerate(data["qid"]):
-        rows_of.setdefault(qid, []).append(row)
-    qids, scores = list(rows_of), [[] for _ in range(len(data))]  # type: list[str], list[list[float]]
-    blocks = [qids[start : start + _QUERIES_A_BLOCK] for start in range(0, len(qids), _QUERIES_A_BLOCK)]
-    bar = pt.tqdm(total=len(qids), desc="teacher", unit="query", disable=not verbose)
-    for block in blocks:
-        rows = [row for qid in block for row in rows_of[qid]]
-        for row, values in zip(rows, _taught(data.select(rows), teacher, text_field), strict=True):
-            scores[row] = _min_max(values) if normalize else values
-        bar.update(len(block))
-    bar.close()
-    return data.add_column("scores", scores)
-
-
-def _taught(data: "Dataset", teacher: pt.Transformer, text_field: str) -> Iterator[list[float]]:
-    """A teacher's scores of a few rows, in the order of each row's documents."""
-    rows = list(data)
-    unique: dict[tuple[str, str], tuple[str, str]] = {}
-    asked: dict[str, str] = {}
-    for row in rows:
-        qid, query = row["qid"], row["query"]
-        if asked.setdefault(qid, query) != query:  # two collections that number their topics alike
-            raise ValueError(
-                f"topic {qid!r} has two queries, {asked[qid]!r} and {query!r}, and a teacher tells topics by their "
-                "qid: let it score each collection before they are put together"
-            )
-        for docno, text in zip(row["docnos"], _texts(row), strict=True):
-            if unique.setdefault((qid, docno), (query, text))[1] != text:
-                raise ValueError(f"document {docno!r} of topic {qid!r} has two texts, and a teacher gives one score")
-    frame = pd.DataFrame(
-        [(qid, query, docno, text) for (qid, docno), (query, text) in unique.items()],
-        columns=["qid", "query", "docno", text_field],
-    )
-    scored = teacher(frames.with_scores(frame, np.zeros(len(frame))))
-    pt.validate.columns(scored, includes=["qid", "docno", "score"])
-    score = dict(zip(zip(scored["qid"], scored["docno"], strict=True), scored["score"], strict=True))
-    for row in rows:
-        values = [score.get((row["qid"], docno)) for docno in row["docnos"]]
-        for docno, value in zip(row["docnos"], values, strict=True):
-            if value is None or not np.isfinite(value):
-                what = "no score" if value is None else f"the score {value}"
-                raise ValueError(f"the teacher gave {what} to document {docno!r} for topic {row['qid']!r}")
-        yield [float(value) for value in values if value is not None]
-
-
-def _min_max(values: Sequence[float]) -> list[float]:
-    low, high = min(values), max(values)
-    return [(value - low) / (high - low) if high > low else 0.0 for value in values]
-
-
 def _relevant(topics: pd.DataFrame, qrels: pd.DataFrame, min_label: int) -> Iterator[tuple[str, str, dict[str, None]]]:
     """Each topic that has relevant documents, with their docnos in the order of the qrels."""
     pt.validate.columns(topics, includes=["qid", "query"])
@@ -312,17 +220,18 @@ def _docno_and_text(document: Any) -> tuple[Any, Any]:
     raise ValueError(f"docs must have docno and text, got {document!r:.200}")
 
 
-def _texts(row: Mapping[str, Any]) -> list[str]:
+def texts_of(row: Mapping[str, Any]) -> list[str]:
     """A row's texts, in the order of its docnos."""
     return [row["positive"], *(row[f"negative_{i}"] for i in range(1, len(row["docnos"])))]
 
 
-def checked(data: Any, teacher: Literal["any", "unit"] | None) -> "Dataset":
+def checked(data: Any, teacher: Literal["any", "unit"] | None, units: Sequence[str] = ()) -> "Dataset":
     """The columns that a loss reads, from a set that is in the format.
 
     Args:
         data: a training set.
         teacher: whether the loss needs a teacher's scores (else they are left out), on any scale or in [0, 1].
+        units: the columns of units, for a loss that needs them.
 
     Raises:
         ValueError: a column that is missing; a row without text, or with scores that are not one finite number a
@@ -336,10 +245,11 @@ def checked(data: Any, teacher: Literal["any", "unit"] | None) -> "Dataset":
     if set(found) != set(negatives):
         raise ValueError(f"negatives go in columns negative_1, negative_2 and so on, got {', '.join(found)}")
     texts = ["query", "positive", *negatives]
-    wanted = [*texts, *(["scores"] if teacher else [])]
+    wanted = [*texts, *(["scores"] if teacher else []), *units]
     missing = [c for c in ("qid", *wanted) if c not in data.column_names]
     if missing:
         hint = "; mv.training.with_teacher adds scores" if "scores" in missing else ""
+        hint += f"; mv.training.with_units adds {' and '.join(units)}" if set(units) & set(missing) else ""
         raise ValueError(f"training data lacks {', '.join(missing)} (it has {', '.join(data.column_names)}){hint}")
     if not len(data):
         raise ValueError("training data without a row")
@@ -349,6 +259,8 @@ def checked(data: Any, teacher: Literal["any", "unit"] | None) -> "Dataset":
             bad = frames.first_no_text(part[name])
             if bad is not None:
                 raise ValueError(f"{_row(part, start, bad)}: {name} must be text, got {part[name][bad]!r}")
+        if units:
+            _check_units(part, start, [part[name] for name in texts[1:]])
         for place, scores in enumerate(part["scores"] if teacher else ()):
             if not _are_finite(scores, len(negatives) + 1):
                 raise ValueError(
@@ -361,6 +273,23 @@ def checked(data: Any, teacher: Literal["any", "unit"] | None) -> "Dataset":
                     "mv.training.with_teacher(..., normalize='min-max'), or KL(normalize=None)"
                 )
     return data.select_columns(wanted)
+
+
+def _check_units(part: Mapping[str, Any], start: int, documents: list[list[str]]) -> None:
+    """ValueError names the row whose ``spans`` or ``unit_scores`` do not fit its documents."""
+    for place, (spans, scores) in enumerate(zip(part["spans"], part["unit_scores"], strict=True)):
+        row = _row(part, start, place)
+        if spans is None or scores is None or not len(spans) == len(scores) == len(documents):
+            raise ValueError(f"{row}: spans must be one list a document, and unit_scores as well")
+        for i, (units, values) in enumerate(zip(spans, scores, strict=True)):
+            try:
+                checked_spans(units, documents[i][place])
+            except ValueError as error:
+                raise ValueError(f"{row}: spans of document {i}: {error}") from error
+            if len(values) != len(units) or any(v is None or np.isnan(v) or v == np.inf for v in values):
+                raise ValueError(
+                    f"{row}: unit_scores must be numbers below infinity of {len(units)} units, got {values}"
+                )
 
 
 def _are_finite(scores: Sequence[float | None] | None, count: int) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Union
 import pandas as pd
 import pyterrier as pt
 
-from pyterrier_mvret.encoders import salience, settings
+from pyterrier_mvret.encoders import markers, salience, settings
 from pyterrier_mvret.encoders.stages import TextScorer
 from pyterrier_mvret.encoders.token_encoder import TokenEncoder
 from pyterrier_mvret.scoring import MaxSim, ScoringRule
@@ -22,6 +22,7 @@ from pyterrier_mvret.training.data import checked
 from pyterrier_mvret.training.plan import Plan
 from pyterrier_mvret.training.run import Run
 from pyterrier_mvret.training.splits import refuse_test_topics
+from pyterrier_mvret.training.unit_data import UNITS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,6 +45,7 @@ def fit(
     test_qids: bool = True,
     verbose: bool = True,
     prepare: "Callable[[MultiVectorEncoder], None] | None" = None,
+    scorer: Callable[[TokenEncoder], pt.Transformer] | None = None,
     finish: Callable[[Path], None] | None = None,
     **plan: Any,
 ) -> pd.DataFrame:
@@ -65,6 +67,7 @@ def fit(
         test_qids: False compares texts alone, for data from collections that number their topics alike.
         verbose: a progress bar with the last loss and measures.
         prepare: changes the copy before it is trained (gives it salience heads, say); a value whose ``repr`` says how.
+        scorer: makes the stage that ranks validation results, from the encoder as it is; none scores texts by ``rule``.
         finish: writes what else belongs to a model into its folder, before the folder appears.
         **plan: the settings of :class:`~pyterrier_mvret.training.plan.Plan`.
 
@@ -87,13 +90,14 @@ def fit(
     if how.early_stopping is not None and valid is None:
         raise ValueError("early_stopping needs valid=, which says what is better")
     _check_trainable(encoder)
-    columns = checked(data, how.objective.teacher)
+    units = UNITS if how.units else ()
+    columns = checked(data, how.objective.teacher, units)
     if isinstance(valid, tuple):
         results, qrels = valid
         pt.validate.columns(results, includes=["qid", "query", "docno", "text"])
         pt.validate.columns(qrels, includes=["qid", "docno", "label"])
     elif valid is not None:
-        valid = checked(valid, how.objective.teacher)
+        valid = checked(valid, how.objective.teacher, units)
     _check_contrast(columns, how)
     record = {} if path is None else _record(encoder, rule, columns, valid, how)
     if prepare is not None:
@@ -107,7 +111,8 @@ def fit(
             model = copy.deepcopy(encoder.model)
             if prepare is not None:
                 prepare(model)
-            history = _train(model, rule, columns, valid, how, run, verbose)
+            stage = scorer or (lambda encoder: TextScorer(encoder, rule))
+            history = _train(model, rule, columns, valid, how, run, stage, verbose)
             trained = TokenEncoder(model)
             if run.path is not None:
                 run.complete(lambda folder: _save(trained, folder, finish), history)
@@ -124,6 +129,7 @@ def _train(
     valid: Validation | None,
     how: Plan,
     run: Run,
+    stage: Callable[[TokenEncoder], pt.Transformer],
     verbose: bool,
 ) -> pd.DataFrame:
     """Trains the model where it is, and returns the curves."""
@@ -134,7 +140,7 @@ def _train(
     choose = evaluator = None
     if isinstance(valid, tuple):
         results, qrels = valid
-        evaluator = trainer.RankingEvaluator(results, qrels, lambda m: TextScorer(TokenEncoder(m), rule), how.measures)
+        evaluator = trainer.RankingEvaluator(results, qrels, lambda m: stage(TokenEncoder(m)), how.measures)
         choose = f"eval_{evaluator.primary_metric}"
     elif valid is not None:
         choose = "eval_loss"
@@ -152,7 +158,7 @@ def _train(
             )
             if last is not None:  # evaluated at that step already
                 arguments.eval_on_start = False
-            runner = trainer.PartTrainer(
+            runner = _trainer(how)(
                 model=model,
                 args=arguments,
                 train_dataset=columns,
@@ -174,6 +180,17 @@ def _train(
     if choose is not None:
         _warn_if_untrained_was_best(history, "valid_loss" if choose == "eval_loss" else choose.removeprefix("eval_"))
     return history
+
+
+def _trainer(how: Plan) -> Any:
+    """The trainer for batches as the loss wants them."""
+    if how.units:
+        from pyterrier_mvret.training.unit_loss import UnitTrainer
+
+        return UnitTrainer
+    from pyterrier_mvret.training.trainer import PartTrainer
+
+    return PartTrainer
 
 
 def _weighing(rule: ScoringRule, model: "MultiVectorEncoder") -> Any:
@@ -208,7 +225,9 @@ def _loss(model: "MultiVectorEncoder", scores: Any, heads: Any, how: Plan) -> An
 def _prompts(model: "MultiVectorEncoder", columns: "Dataset", valid: Validation | None) -> dict[str, str]:
     """Markers and prefixes of each column's texts, as in encoding; a validation set may have more negatives."""
     names = [*columns.column_names, *([] if valid is None or isinstance(valid, tuple) else valid.column_names)]
-    tasks = {name: "query" if name == "query" else "document" for name in names if name != "scores"}
+    tasks = {name: "query" if name == "query" else "document" for name in names if name not in ("scores", *UNITS)}
+    if "spans" in names and markers.UNIT in model.prompts:
+        tasks["unit_query"] = markers.UNIT
     return {name: model.prompts.get(task) or "" for name, task in tasks.items()}
 
 
@@ -265,7 +284,8 @@ def _record(
     described["space"] = described["space"].rpartition("#")[2]  # weights, wherever they were read from
     if isinstance(valid, tuple):
         results, qrels = valid
-        parts = (results[["qid", "query", "docno", "text"]], qrels[["qid", "docno", "label"]])
+        spans = ["spans"] if "spans" in results.columns else []
+        parts = (results[["qid", "query", "docno", "text", *spans]], qrels[["qid", "docno", "label"]])
         validation = _digest(json.dumps(part.to_numpy().tolist()) for part in parts)
     else:
         validation = "" if valid is None else _digest(_rows(valid))

@@ -174,6 +174,57 @@ def named(loss: "str | Loss") -> Loss:
     return loss
 
 
+@dataclass(frozen=True)
+class MultiGranular:
+    """AGRaME's loss (section 3.2 of the paper): one for passages, plus one for the units inside them.
+
+        L = L_psg + sum_i softmax_i(teacher(q, p_i)) KL(softmax_j target(q, s_j) || softmax_j S_in(q, s_j))
+
+    ``S_in`` is scored with the second query marker, where the model has one. Weights and targets are constants; a
+    passage of one unit, or without a target, adds nothing; the passage's score and ``alpha`` take no part. Rows have
+    units (:func:`~pyterrier_mvret.training.with_units`). Where passages have no teacher, the positive has all the
+    weight. Worked example: teacher (2, 0) and model (1, 0) for two passages; units of the first (1, 0) and (0, 0), of
+    the second (0, 0, 0) and (1, 0, 0): 0.067131 for passages, 0.111964 for units.
+
+    Args:
+        passages: ``"kl"``, the paper's, for rows with a teacher's scores; ``"n-way"`` or ``"contrastive"`` without; or
+            an object.
+        weight: of the units' part; the paper adds it as it is.
+    """
+
+    passages: "str | Loss" = "kl"
+    weight: float = 1.0
+    units: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if isinstance(named(self.passages), MarginMSE | MultiGranular):
+            raise ValueError(f"passages is a loss over a query's passages, got {self.passages!r}")
+        if not 0 <= self.weight < float("inf"):
+            raise ValueError(f"weight must be a finite number of at least 0, got {self.weight!r}")
+
+    @property
+    def teacher(self) -> Literal["any", "unit"] | None:
+        """That of passages."""
+        return named(self.passages).teacher
+
+    @property
+    def in_batch(self) -> float:
+        """Whether queries meet other queries' documents."""
+        inner = named(self.passages)
+        return float(getattr(inner, "in_batch", inner.teacher is None))
+
+    def build(self, model: "MultiVectorEncoder", similarity: Similarity, mini_batch_size: int | None) -> Any:
+        """The passages' loss, with the units' beside it."""
+        from pyterrier_mvret.training.unit_loss import Seen, WithUnits
+
+        _no_cache(self, mini_batch_size)
+        seen = Seen(similarity)
+        return WithUnits(model, named(self.passages).build(model, seen, None), seen, self.weight)
+
+
+_NAMED["multi-granular"] = MultiGranular()
+
+
 def _no_cache(loss: Loss, mini_batch_size: int | None) -> None:
     if mini_batch_size is not None:
         raise ValueError(

@@ -19,7 +19,8 @@ class Plan:
     """How a model is trained; ``fit`` takes these as keywords.
 
     Attributes:
-        loss: ``"contrastive"``, ``"n-way"``, ``"kl"``, ``"kl-min-max"``, ``"margin-mse"``, or one of their objects.
+        loss: ``"contrastive"``, ``"n-way"``, ``"kl"``, ``"kl-min-max"``, ``"margin-mse"``,
+            ``"multi-granular"``, or one of their objects.
         train: ``"all"`` weights; ``"head"``: the projection alone (and salience heads); ``"last:n"``: also the
             transformer's last n layers; ``"salience"``: salience heads alone.
         epochs: passes over the data, unless ``max_steps`` says how many steps.
@@ -92,6 +93,11 @@ class Plan:
     def objective(self) -> losses.Loss:
         """The loss, if it was named."""
         return losses.named(self.loss)
+
+    @property
+    def units(self) -> bool:
+        """Whether the loss reads units of documents."""
+        return bool(getattr(self.objective, "units", False))
 
     @property
     def rate(self) -> float:

@@ -9,8 +9,9 @@ import pyterrier as pt
 from pyterrier_mvret.encoders.stages import TextScorer, query_texts
 from pyterrier_mvret.encoders.token_encoder import TokenEncoder
 from pyterrier_mvret.scoring import ScoringRule
-from pyterrier_mvret.training.data import groups, with_teacher
+from pyterrier_mvret.training.data import groups
 from pyterrier_mvret.training.losses import named
+from pyterrier_mvret.training.teachers import with_teacher
 
 if TYPE_CHECKING:
     from pyterrier_mvret.encoders.pruning import Pruning

@@ -292,3 +292,30 @@ def test_the_digest_of_a_model_in_memory_follows_its_modules(tiny):
     encoder.query_length = 6
     with pytest.raises(ValueError, match="query_length: a model in memory is used as it is"):
         encoder.encode_queries(["cat"])
+
+
+def test_queries_with_prefixes_of_their_own_in_one_batch(tiny_encoder):
+    texts = ["a cat", "who sat", "a cat"]
+    prefixes = ["[unused0] ", "[unused1] ", "it is "]
+    together = tiny_encoder.encode_queries(texts, prefix=prefixes)
+    for i, (text, prefix) in enumerate(zip(texts, prefixes)):
+        alone = tiny_encoder.encode_queries([text], prefix=prefix)
+        np.testing.assert_allclose(together[i], alone.vectors, atol=1e-6)
+        np.testing.assert_array_equal(together.token_ids[together.rows(i)], alone.token_ids)
+        places = together.spans[together.rows(i)]
+        np.testing.assert_array_equal(places, alone.spans)
+        assert [text[a:b] for a, b in places if a < b] == text.split()  # of the text alone, prefix or not
+    np.testing.assert_array_equal(together[0], tiny_encoder.encode_queries(["a cat"]).vectors)
+    with pytest.raises(ValueError, match="zip"):
+        tiny_encoder.encode_queries(texts, prefix=["a"])
+
+
+def test_a_query_may_be_encoded_whole(tiny):
+    long = " ".join(["a cat sat on the mat"] * 5)
+    encoder = mv.TokenEncoder(tiny, device="cpu")  # ColBERT's own: twelve tokens, padded with masks they do not see
+    assert len(encoder.encode_queries([long]).vectors) == 12
+    whole = encoder.encode_queries([long, "a cat"], whole=True)
+    assert np.diff(whole.offsets).tolist() == [33, 5]
+    assert encoder.tokens(whole.token_ids[whole.rows(1)]) == ["[CLS]", "[unused0]", "a", "cat", "[SEP]"]
+    # tokens that do not see the expansion are what they are without it
+    np.testing.assert_allclose(whole[1], encoder.encode_queries(["a cat"]).vectors[:5], atol=1e-6)

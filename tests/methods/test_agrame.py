@@ -1,8 +1,11 @@
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import pyterrier_mvret as mv
+from pyterrier_mvret.encoders.markers import UnitMarker
 from pyterrier_mvret.scoring import maxsim_packed
 
 PASSAGES = {
@@ -176,3 +179,65 @@ def test_settings(tiny, tmp_path):
     pd.testing.assert_frame_equal(again.unit_scorer()(candidates()), model.unit_scorer()(candidates()), atol=1e-5)
     with pytest.raises(ValueError, match="has none"):
         mv.AGRaME(tiny, unit=mv.Phrases(7)).save(tmp_path / "other")
+
+
+# ------------------------------------------------------------------ queries: another marker, and parts of them
+
+
+@pytest.fixture(scope="module")
+def marked(tiny):
+    """An encoder with a second query marker that has another vector than the first, as after training."""
+    encoder = mv.TokenEncoder(tiny, device="cpu")
+    model = copy.deepcopy(encoder.model)
+    UnitMarker("[Q2]")(model)
+    place = model.tokenizer.convert_tokens_to_ids("[Q2]")
+    weights = model[0].auto_model.get_input_embeddings().weight.data
+    weights[place] = weights[model.tokenizer.convert_tokens_to_ids("cat")]
+    return mv.TokenEncoder(model)
+
+
+def test_units_are_scored_with_the_second_marker_and_passages_with_the_first(marked):
+    out = mv.AGRaME(marked, alpha=0.5).unit_scorer()(candidates())
+    for row in out.itertuples():
+        first, second = (marked.encode_queries([row.query], prefix=p).vectors for p in ("[unused0] ", "[Q2] "))
+        d = marked.encode_docs([PASSAGES[row.parent_docno]])
+        rows = [i for i, (a, b) in enumerate(d.spans) if a < b and row.start <= a < row.end]
+        own, whole = (second @ d.vectors[rows].T).max(1).sum(), (first @ d.vectors.T).max(1).sum()
+        assert (row.unit_score, row.passage_score) == pytest.approx((own, whole), abs=1e-4)
+        assert row.score == pytest.approx(own + 0.5 * whole, abs=1e-4)
+    ordinary = mv.AGRaME(marked, query_marker=None).unit_scorer()(candidates())
+    assert not np.allclose(ordinary["unit_score"], out["unit_score"])
+    np.testing.assert_allclose(ordinary["passage_score"], out["passage_score"], atol=1e-5)
+
+
+def test_both_encodings_of_all_queries_are_one_call(marked, monkeypatch):
+    calls, encode = [], mv.TokenEncoder.encode_queries
+    monkeypatch.setattr(
+        mv.TokenEncoder, "encode_queries", lambda self, texts, **k: calls.append(len(texts)) or encode(self, texts, **k)
+    )
+    mv.AGRaME(marked).unit_scorer()(candidates())
+    assert calls == [4]
+
+
+def test_a_part_of_the_query(agrame, index, tiny_encoder, marked):
+    parts = {"1": [(9, 14)], "2": [(0, 4), (5, 8)]}  # "a cat", "blue sky"
+    frame = candidates().assign(query_spans=lambda f: f["qid"].map(parts))
+    out = agrame.unit_scorer()(frame)
+    pd.testing.assert_frame_equal(out, agrame.unit_scorer(index)(frame), atol=1e-5)
+    for row in out.itertuples():
+        q = tiny_encoder.encode_queries([row.query], whole=True)
+        asked = q.vectors[[i for i, (a, b) in enumerate(q.spans) if any(s <= a < b <= e for s, e in parts[row.qid])]]
+        d = tiny_encoder.encode_docs([PASSAGES[row.parent_docno]])
+        rows = [i for i, (a, b) in enumerate(d.spans) if a < b and row.start <= a < row.end]
+        assert len(asked) == 2
+        assert row.unit_score == pytest.approx((asked @ d.vectors[rows].T).max(1).sum(), abs=1e-5)
+        assert row.passage_score == pytest.approx((asked @ d.vectors.T).max(1).sum(), abs=1e-5)
+    for value, message in (([(3, 3)], "is empty"), (3, "expected a list"), ([(5, 6)], "hold no token")):
+        wrong = frame.assign(query_spans=[value if q == "1" else parts[q] for q in frame["qid"]])
+        with pytest.raises(ValueError, match=f"query_spans of query 'where is a cat'.*{message}"):
+            agrame.unit_scorer()(wrong)
+
+
+def test_spans_of_one_passage_may_differ_between_queries(agrame):
+    frame = candidates()[lambda f: f["docno"] == "p1"].assign(spans=[[(0, 9)], [(13, 21), (22, 28)]])
+    assert agrame.unit_scorer()(frame)["text"].tolist() == ["A cat sat", "the mat.", "The do"]

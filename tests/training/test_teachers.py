@@ -37,7 +37,7 @@ def test_scores_go_to_their_documents(toy, teacher):
 
 
 def test_equal_pairs_are_scored_once_and_in_blocks(toy, monkeypatch):
-    monkeypatch.setattr("pyterrier_mvret.training.data._QUERIES_A_BLOCK", 3)
+    monkeypatch.setattr("pyterrier_mvret.training.teachers._QUERIES_A_BLOCK", 3)
     seen = []
 
     def teach(results):
