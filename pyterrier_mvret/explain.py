@@ -34,7 +34,13 @@ def alignment(
     Raises:
         ValueError: a document without vectors has nothing to align with.
     """
-    q, d, pairs = _aligned(encoder, scoring, query, text, pruning)
+    return as_frame(encoder, scoring, *_aligned(encoder, scoring, query, text, pruning))
+
+
+def as_frame(
+    encoder: "TokenEncoder", scoring: "ScoringRule", q: "TokenBatch", d: "TokenBatch", pairs: "AlignedPairs"
+) -> pd.DataFrame:
+    """One row a pair of tokens, of an encoded query and document."""
     frame = pd.DataFrame(
         {
             "query_token": np.array(_tokens(encoder, q.token_ids, len(q.vectors)), dtype=object)[pairs.query],

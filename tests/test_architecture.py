@@ -18,7 +18,7 @@ ALLOWED = {
     "training": {"training", "encoders", "indexes", "scoring", "component", "frames"},
     "unit_stages": {"encoders", "indexes", "scoring", "component", "frames"},
     "model": {"encoders", "training", "scoring", "component", "explain"},
-    "methods": {"model", "unit_stages", "encoders", "indexes", "training", "scoring", "component", "frames"},
+    "methods": {"model", "unit_stages", "explain", "encoders", "indexes", "training", "scoring", "component", "frames"},
     "explain": {"component", "frames", "encoders", "scoring"},
     "datasets": {"component", "frames"},
 }

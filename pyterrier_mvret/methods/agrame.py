@@ -3,9 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import pandas as pd
+
+from pyterrier_mvret.encoders import markers
 from pyterrier_mvret.encoders.markers import UnitMarker, WithoutUnitMarker
-from pyterrier_mvret.encoders.splitters import Splitter, named_splitter
+from pyterrier_mvret.encoders.splitters import Splitter, checked_spans, named_splitter
 from pyterrier_mvret.encoders.token_encoder import TokenEncoder
+from pyterrier_mvret.encoders.units import unit_rows
+from pyterrier_mvret.explain import as_frame
 from pyterrier_mvret.model import TokenModel
 from pyterrier_mvret.scoring import MaxSim
 from pyterrier_mvret.training import losses
@@ -23,8 +28,8 @@ class AGRaME(TokenModel):
 
     ``Score(q, s) = S(q, rows of s) + alpha S(q, p)`` for a unit ``s`` of a passage ``p`` (section 4.1): MaxSim over the
     unit's token vectors alone, plus the passage's MaxSim. Nothing is encoded again, and an index does not change. With
-    a stock checkpoint this is what the paper calls ColBERTv2 with passage encoding; its second query marker needs a
-    model trained for it.
+    a stock checkpoint this is what the paper calls ColBERTv2 with passage encoding; :meth:`fit_encoder` trains its loss
+    over units (section 3.2) and the second query marker.
 
     Args:
         encoder: a :class:`TokenEncoder`, or what its first argument may be (a folder, a name on the Hub, a model).
@@ -109,6 +114,32 @@ class AGRaME(TokenModel):
         1     b      b%s0    2.0     1
         """
         return UnitFolder(how)
+
+    def explain(self, query: str, text: str, span: tuple[int, int] | None = None) -> pd.DataFrame:
+        """As of every model for a passage; with ``span``, which tokens of that unit each query token took.
+
+        Args:
+            query: the query.
+            text: the passage.
+            span: characters (start, end) of a unit in it; none explains the passage's score.
+
+        Raises:
+            ValueError: a unit without a token, or characters that are not in the text.
+
+        >>> import pyterrier_mvret as mv
+        >>> pairs = mv.AGRaME(mv.models.MINILM).explain("kitten", "Dogs bark. Cats sleep.", span=(11, 22))
+        >>> pairs[["query_token", "doc_token"]].to_numpy().tolist()
+        [['[CLS]', 'cats'], ['kitten', 'cats'], ['[SEP]', '.']]
+        """
+        if span is None:
+            return super().explain(query, text)
+        marker = markers.of_units(self.encoder, self.query_marker)
+        q, d = self.encoder.encode_queries([query], prefix=marker), self.encoder.encode_docs([text])
+        rows = unit_rows(d.spans, d.offsets, [text], [checked_spans([span], text)]).rows(0)
+        if not len(rows):
+            raise ValueError(f"characters {span} have no scored token: nothing to align with")
+        pairs = self.scoring.pairs(q.vectors, d.vectors[rows])
+        return as_frame(self.encoder, self.scoring, q, d, pairs._replace(document=rows[pairs.document]))
 
     def fit_encoder(self, data: "Dataset", valid: Any = None, *, valid_units: bool = True, **settings: Any) -> Self:
         """Trains the encoder, and the second query marker where the model has one; an index must be built anew.

@@ -1,8 +1,12 @@
 import copy
+import re
 
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import pyterrier_mvret as mv
 from pyterrier_mvret.encoders.markers import UnitMarker
@@ -241,3 +245,38 @@ def test_a_part_of_the_query(agrame, index, tiny_encoder, marked):
 def test_spans_of_one_passage_may_differ_between_queries(agrame):
     frame = candidates()[lambda f: f["docno"] == "p1"].assign(spans=[[(0, 9)], [(13, 21), (22, 28)]])
     assert agrame.unit_scorer()(frame)["text"].tolist() == ["A cat sat", "the mat.", "The do"]
+
+
+@pytest.mark.parametrize("marker", ["auto", None])
+def test_an_explanation_of_a_unit_sums_to_its_score(marked, marker):
+    model = mv.AGRaME(marked, query_marker=marker)
+    for row in model.unit_scorer()(candidates()).itertuples():
+        pairs = model.explain(row.query, PASSAGES[row.parent_docno], (row.start, row.end))
+        assert pairs["contribution"].sum() == pytest.approx(row.unit_score, abs=1e-4)
+        assert (pairs["doc_start"] >= row.start).all() and (pairs["doc_end"] <= row.end).all()
+    whole = model.explain("a cat", PASSAGES["p1"])
+    assert set(whole["doc_token"]) - {"a", "cat"}  # of the passage: markers, too
+    for span, message in (((9, 99), "leaves its text"), ((20, 21), "no scored token")):
+        with pytest.raises(ValueError, match=message):
+            model.explain("a cat", PASSAGES["p1"], span)
+
+
+@given(seed=st.integers(0, 10**6), stored=st.booleans())
+@hypothesis.settings(
+    max_examples=15, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+def test_any_spans(agrame, index, tiny_encoder, seed, stored):
+    rng = np.random.default_rng(seed)
+    frame = candidates().sample(rng.integers(1, 8), random_state=seed).assign(score=rng.normal())
+    spans = []
+    for text in frame["text"]:
+        words = [m.span() for m in re.finditer(r"\S+", text)]
+        cuts = sorted(rng.choice(len(words) + 1, min(len(words) + 1, 4), replace=False)) if words else []
+        spans.append([(words[a][0], words[b - 1][1]) for a, b in zip(cuts[::2], cuts[1::2])])
+    out = agrame.unit_scorer(index if stored else None)(frame.assign(spans=spans))
+    rows = out.groupby(["qid", "parent_docno"])
+    for (qid, docno, text, query), mine in zip(frame[["qid", "docno", "text", "query"]].to_numpy(), spans):
+        expected = reference(tiny_encoder, query, text, mine)
+        got = rows.get_group((qid, docno)) if expected else out[:0]
+        assert got["docno"].tolist() == [f"{docno}%s{i}" for i in expected]
+        np.testing.assert_allclose(got["score"], [one[2] for one in expected.values()], atol=1e-4)
