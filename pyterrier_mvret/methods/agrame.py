@@ -14,6 +14,7 @@ from pyterrier_mvret.explain import as_frame
 from pyterrier_mvret.model import TokenModel
 from pyterrier_mvret.scoring import MaxSim
 from pyterrier_mvret.training import losses
+from pyterrier_mvret.training.unit_data import UNITS
 from pyterrier_mvret.unit_stages import Fold, UnitFolder, UnitScorer
 
 if TYPE_CHECKING:
@@ -145,10 +146,10 @@ class AGRaME(TokenModel):
         """Trains the encoder, and the second query marker where the model has one; an index must be built anew.
 
         Args:
-            data: a training set; for ``loss="multi-granular"``, the default, with units
-                (:func:`~pyterrier_mvret.training.with_units`), and with a teacher's scores unless the loss is
-                :class:`MultiGranular("n-way") <pyterrier_mvret.training.MultiGranular>` or the like. Other losses
-                train passages alone.
+            data: a training set. One with units (:func:`~pyterrier_mvret.training.with_units`) is trained by
+                :class:`~pyterrier_mvret.training.MultiGranular`: the paper's loss where it has a teacher's scores of
+                passages, with a contrastive loss over passages where it has none. One without units is trained by a
+                contrastive loss. ``loss=`` says otherwise.
             valid: as for :func:`~pyterrier_mvret.training.fit`. Of a pair (results, qrels), results are passages with
                 ``text`` (and ``spans``), and qrels judge their units, ``docno%s0``.
             valid_units: False where the qrels judge passages.
@@ -165,12 +166,11 @@ class AGRaME(TokenModel):
         >>> data = mv.training.pairs(topics, qrels, {"a": "Dogs bark. Cats purr.", "b": "Banks lend. Rates rose."})
         >>> units = pd.DataFrame({"qid": ["1", "2"], "docno": ["a%s1", "b%s1"], "label": 1})
         >>> agrame = mv.AGRaME(mv.models.MINILM, query_marker="[unused2]")
-        >>> loss = mv.training.MultiGranular("contrastive")
-        >>> settings = {"loss": loss, "max_steps": 1, "batch_size": 2, "verbose": False}
+        >>> settings = {"max_steps": 1, "batch_size": 2, "verbose": False}
         >>> agrame.fit_encoder(mv.training.with_units(data, units), **settings).encoder.describe()["unit_prefix"]
         '[unused2] '
         """
-        settings.setdefault("loss", "multi-granular")
+        settings.setdefault("loss", _loss_for(data))
         if self.query_marker is None:
             settings["prepare"] = WithoutUnitMarker()
         elif self.query_marker != "auto":
@@ -194,3 +194,11 @@ class AGRaME(TokenModel):
         if not isinstance(self.unit, str):
             raise ValueError(f"a model is saved with a unit's name, and {self.unit!r} has none")
         return super()._settings()
+
+
+def _loss_for(data: Any) -> "str | losses.Loss":
+    """What a training set is made for."""
+    names = set(getattr(data, "column_names", ()))
+    if not names & set(UNITS):
+        return "contrastive"
+    return losses.MultiGranular("kl" if "scores" in names else "contrastive")

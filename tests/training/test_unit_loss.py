@@ -217,7 +217,7 @@ def test_training_lowers_the_units_part_and_moves_the_marker(tiny, planted, tmp_
 def test_losses_that_need_a_teacher_and_a_set_for_validation(tiny, planted):
     data, _, _, units = planted
     with pytest.raises(ValueError, match="lacks scores"):
-        mv.AGRaME(tiny, device="cpu").fit_encoder(units, **QUICK)
+        mv.AGRaME(tiny, device="cpu").fit_encoder(units, loss="multi-granular", **QUICK)
     taught = units.add_column("scores", [[2.0, 1.0, 0.0]] * len(units))
     model = mv.AGRaME(tiny, device="cpu")
     model.fit_encoder(taught, taught.select(range(3)), **{**QUICK, "learning_rate": 1e-3})
@@ -241,6 +241,18 @@ def test_what_trains_no_marker_is_refused(tiny, planted):
     passages = qrels.assign(docno=qrels["docno"].str.partition("%s")[0])
     plain.fit_encoder(data, (run, passages), valid_units=False, loss="n-way", **{**QUICK, "learning_rate": 1e-3})
     assert plain.history["nDCG@10"].notna().any()
+
+
+def test_the_loss_is_what_the_data_was_made_for(tiny, planted):
+    data, run, qrels, units = planted
+    for rows, terms in ((data, set()), (units, {"passages", "units"})):
+        model = mv.AGRaME(tiny, device="cpu")
+        model.fit_encoder(rows, **{**QUICK, "max_steps": 1})
+        assert {"passages", "units"} & set(model.history.columns) == terms
+    model = mv.AGRaME(tiny, device="cpu")
+    judged = qrels.assign(docno=qrels["docno"].str.partition("%s")[0])
+    model.text_scorer(**QUICK, n=2).fit(run, judged)
+    assert len(model.history)
 
 
 def test_a_head_alone_may_learn_from_units(tiny, planted):
