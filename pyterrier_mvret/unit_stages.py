@@ -113,11 +113,11 @@ class UnitScorer(Component):
             # the ordinary marker: the second one was trained for whole queries (section 4.2)
             batch = self.encoder.encode_queries(texts, whole=True)
             chosen = [_checked_part(part, text) for part, text in zip(parts, texts, strict=True)]
-            rows = proposition_rows(batch.spans, batch.offsets, texts, [[part] for part in chosen])
-            weights = rows.members(len(batch.vectors))
-            if not weights.any(axis=1).all():
-                raise ValueError(f"{frames.QUERY_SPANS} of query {texts[weights.any(axis=1).argmin()]!r} hold no token")
-            return [{"query": batch[i], "weights": weights[i, batch.rows(i)]} for i in range(len(texts))]
+            units = proposition_rows(batch.spans, batch.offsets, texts, [[part] for part in chosen])
+            if not units.sizes.all():
+                raise ValueError(f"{frames.QUERY_SPANS} of query {texts[units.sizes.argmin()]!r} hold no token")
+            # tokens of no weight would add nothing: the others are the query
+            return [{"query": batch.vectors[units.rows(i)]} for i in range(len(texts))]
         marker = markers.of_units(self.encoder, self.query_marker)
         if marker is None:
             batch = self.encoder.encode_queries(texts)
