@@ -26,6 +26,7 @@ _PUBLIC = {
     "TokenEncoder": "pyterrier_mvret.encoders.token_encoder",
     "TopK": "pyterrier_mvret.scoring.strategies",
     "TopP": "pyterrier_mvret.scoring.strategies",
+    "citation": "pyterrier_mvret.citation",
     "datasets": "pyterrier_mvret.datasets",
     "explain": "pyterrier_mvret.explain",
     "heads": "pyterrier_mvret.encoders.heads",
@@ -38,7 +39,7 @@ _PUBLIC = {
 __all__ = [*_PUBLIC, "__version__"]
 
 if TYPE_CHECKING:
-    from pyterrier_mvret import datasets, explain, scoring, training
+    from pyterrier_mvret import citation, datasets, explain, scoring, training
     from pyterrier_mvret.encoders import heads, importance, models
     from pyterrier_mvret.encoders.splitters import Paragraphs, Phrases, Sentences
     from pyterrier_mvret.encoders.token_batch import TokenBatch

@@ -28,9 +28,21 @@ END = "end"
 UNIT_SCORE = "unit_score"  # of the unit's own tokens
 PASSAGE_SCORE = "passage_score"  # of all tokens of its passage
 BEST_UNIT = "best_unit"  # of a passage that units were folded back to
+ANSWER = "qanswer"  # a generated answer, one a query (PyTerrier-RAG's name): a string, or a list of its sentences
+QUERY_PROPOSITIONS = "qpropositions"  # for each sentence of the answer its propositions: strings, or lists of spans
+SENTENCE_ID = "sentence_id"  # number of a sentence in its answer, from 0
+SENTENCE = "sentence"  # its text
+SENTENCE_START = "sentence_start"  # characters [start, end) of it in the answer
+SENTENCE_END = "sentence_end"
+PROPOSITIONS = "propositions"  # numbers of a sentence's propositions that cite the passage
+MARGIN = "margin"  # by how much the passage is ahead of the next one
+CITED = "docnos"  # passages that a sentence cites, best first
+CITED_ANSWER = "qanswer_cited"  # an answer with numbers of passages behind its sentences
+CITATIONS = "qcitations"  # docnos of these numbers
 
 # columns that belong together: whoever replaces the vectors replaces or drops the others
 QUERY_COLUMNS = (QUERY_EMBS, QUERY_TOK_IDS, QUERY_WEIGHTS, QUERY_ENCODER)
+CITATION_COLUMNS = (SENTENCE_ID, SENTENCE, SENTENCE_START, SENTENCE_END, MARGIN, PROPOSITIONS)
 UNIT_COLUMNS = (SPANS, PARENT, START, END, UNIT_SCORE, PASSAGE_SCORE)
 DOC_COLUMNS = (DOC_EMBS, DOC_TOK_IDS, DOC_TOK_OFFSETS, DOC_WEIGHTS, DOC_ENCODER)
 

@@ -17,8 +17,13 @@ ALLOWED = {
     "indexes": {"indexes", "scoring", "component", "frames"},
     "training": {"training", "encoders", "indexes", "scoring", "component", "frames"},
     "unit_stages": {"encoders", "indexes", "scoring", "component", "frames"},
+    "citation": {"encoders", "frames"},
+    "citation_stages": {"citation", "encoders", "indexes", "scoring", "component", "frames"},
     "model": {"encoders", "training", "scoring", "component", "explain"},
-    "methods": {"model", "unit_stages", "explain", "encoders", "indexes", "training", "scoring", "component", "frames"},
+    "methods": {
+        *("model", "citation_stages", "unit_stages", "explain"),
+        *("encoders", "indexes", "training", "scoring", "component", "frames"),
+    },
     "explain": {"component", "frames", "encoders", "scoring"},
     "datasets": {"component", "frames"},
 }

@@ -68,6 +68,13 @@ def results() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def answers() -> pd.DataFrame:
+    said = {"1": "A cat sat and a dog ran.", "2": "The sky is blue."}
+    parts = {"1": [["A cat sat", "a dog ran"]], "2": [["the sky"]]}
+    frame = results()
+    return frame.assign(qanswer=frame["qid"].map(said), qpropositions=frame["qid"].map(parts))
+
+
 def documents() -> pd.DataFrame:
     return pd.DataFrame([{"docno": d, "text": t, "url": f"u{d}"} for d, t in TEXTS.items()])
 
@@ -170,6 +177,22 @@ STAGES = {
         lambda p: p.agrame.fold("mean"),
         lambda p: p.agrame.unit_scorer()(results()),
         {"best_unit", *(f"-{c}" for c in ("text", "parent_docno", "start", "end", "unit_score", "passage_score"))},
+    ),
+}
+
+CITATIONS = {"sentence_id", "sentence", "sentence_start", "sentence_end", "margin", "propositions"}
+STAGES |= {
+    "Citer": (
+        lambda p: p.agrame.cite(),
+        lambda p: p.agrame.cite(margin=1.0),
+        lambda p: answers(),
+        CITATIONS,
+    ),
+    "Citer, from an index": (
+        lambda p: p.agrame.cite(p.index),
+        lambda p: p.agrame.cite(p.index, splitter="text"),
+        lambda p: answers(),
+        CITATIONS,
     ),
 }
 

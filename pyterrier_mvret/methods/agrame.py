@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 
+from pyterrier_mvret.citation_stages import Citer, Segmenter
 from pyterrier_mvret.encoders import markers
 from pyterrier_mvret.encoders.markers import UnitMarker, WithoutUnitMarker
 from pyterrier_mvret.encoders.splitters import Splitter, checked_spans, named_splitter
@@ -115,6 +116,61 @@ class AGRaME(TokenModel):
         1     b      b%s0    2.0     1
         """
         return UnitFolder(how)
+
+    def cite(
+        self,
+        index: "MultiVecIndex | None" = None,
+        *,
+        margin: float | None = None,
+        propositions: Segmenter | None = None,
+        splitter: str | Splitter = "sentence",
+        text_field: str = "text",
+    ) -> Citer:
+        """R of passages with the answer that was made from them -> R of its sentences and the passages they cite.
+
+        PropCite (section 4.3): each proposition of a sentence cites the passage where its tokens find most, and a
+        sentence cites what its propositions do. The sentence is encoded once, with the ordinary query marker (our
+        choice: the paper does not say), whole and without expansion. Its rows that stand for the proposition are
+        scored against all rows of each passage.
+
+        The input has ``qid``, ``docno``, text, and ``qanswer``: the answer, beside each passage of its query, as a
+        string or as a list of sentences. A column ``qpropositions`` says what propositions each sentence has: a list
+        for each sentence, of strings (found in the sentence word by word) or of lists of (start, end) pairs of the
+        sentence's characters. **Without propositions** a sentence is its one proposition: the paper's ablation (ii),
+        which cites one passage a sentence, and not PropCite proper. A proposition of no word of its sentence cites
+        nothing, and a warning says how many there were.
+
+        A row of the output is a sentence and a passage that it cites, with the columns of the passage's row (vectors
+        included) and ``sentence_id``, ``sentence``, ``sentence_start``, ``sentence_end`` (characters of the answer; a
+        list is joined by blanks), ``propositions`` (numbers of those that cite the passage), ``margin`` (the largest
+        of theirs) and ``score`` (the largest). Rows are in reading order; ``rank`` is by score over all of an answer,
+        and says little, as longer propositions score higher. A passage that several sentences cite has as many rows.
+        A sentence that cites nothing has none: see :func:`pyterrier_mvret.citation.cited_sentences`.
+
+        Args:
+            index: where the passages' vectors are; none encodes their text.
+            margin: a proposition cites its best passage only if that is ahead of the next one by so much (1.0 in the
+                paper's variant of higher precision). It is a difference of MaxSim sums of cosines, where each token
+                adds at most 1, so that long propositions pass more easily. A single passage is always cited. None asks
+                for nothing; rows whose ``margin`` is below one can be dropped afterwards to the same end.
+            propositions: a function that returns a sentence's propositions, strings or lists of spans, where the frame
+                has no ``qpropositions``; such as a model that segments sentences (the paper's is SegmenT5).
+            splitter: cuts answers that are strings into sentences; as ``unit`` of the model, which cuts passages.
+            text_field: the column with the passages' text; not needed with an index.
+
+        >>> import pandas as pd
+        >>> import pyterrier_mvret as mv
+        >>> contexts = pd.DataFrame({"qid": "1", "docno": ["a", "b"], "text": ["A cat purrs.", "A dog may bark."],
+        ...                          "qanswer": "Cats purr and dogs bark. Dogs are loud."})
+        >>> cite = mv.AGRaME(mv.models.MINILM).cite(propositions=lambda sentence: sentence.split(" and "))
+        >>> citations = cite(contexts)
+        >>> citations[["sentence_id", "docno", "propositions"]].to_numpy().tolist()
+        [[0, 'a', [0]], [0, 'b', [1]], [1, 'b', [0]]]
+        >>> mv.citation.cited_answers(citations, contexts)["qanswer_cited"][0]
+        'Cats purr and dogs bark. [1][2] Dogs are loud. [2]'
+        """
+        where = (index, text_field)
+        return Citer(self.encoder, named_splitter(splitter), margin, propositions, *where, verbose=self.verbose)
 
     def explain(self, query: str, text: str, span: tuple[int, int] | None = None) -> pd.DataFrame:
         """As of every model for a passage; with ``span``, which tokens of that unit each query token took.
