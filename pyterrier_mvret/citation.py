@@ -93,7 +93,9 @@ def cited_sentences(
             out.append((qid, number, sentence, *span, [docno for docno, _ in found]))
     if cited:
         (qid, number), found = next(iter(cited.items()))
-        raise ValueError(f"sentence {number} of query {qid!r}'s answer is not {found[0][1]!r}: was it cut otherwise?")
+        raise ValueError(
+            f"sentence {number} of the answer of query {qid!r} is not {found[0][1]!r}: was it cut otherwise?"
+        )
     names = ["qid", frames.SENTENCE_ID, frames.SENTENCE, frames.SENTENCE_START, frames.SENTENCE_END, frames.CITED]
     return pd.DataFrame(out, columns=names)
 
