@@ -304,3 +304,12 @@ def test_answers_of_a_reader_join_passages(agrame):
         "It was the rain.",
     ]
     assert sentences["docnos"].map(len).tolist() == [1, 1, 1]
+
+
+def test_passages_may_be_pooled_but_not_sentences(tiny):
+    """Of a passage every vector is scored, whatever it stands for."""
+    pooled = mv.AGRaME(tiny, token_pooling=2, device="cpu")
+    out = pooled.cite()(contexts())
+    assert len(out) == 3
+    whole = mv.AGRaME(tiny, device="cpu").cite()(contexts())
+    assert not np.allclose(out["score"], whole["score"])
