@@ -84,12 +84,20 @@ class UnitMarker:
         prefix = self.marker.strip() + " "
         if model.prompts.get(UNIT) == prefix:
             return
-        own = model.prompts.get("query") or ""
-        if prefix.strip() == own.strip():
-            raise ValueError(f"{self.marker!r} is the ordinary query marker: the second one must be another")
+        token, own = self.marker.strip(), model.prompts.get("query") or ""
+        self._check_free(model, token)
         model.prompts[UNIT] = prefix
         if is_marker(prefix):
-            _add(model, prefix.strip(), like=own)
+            _add(model, token, like=own)
+
+    def _check_free(self, model: "MultiVectorEncoder", token: str) -> None:
+        """ValueError where the token has a use already: its vector would be written over."""
+        uses = dict.fromkeys(model.tokenizer.special_tokens_map.values(), "a special token")
+        for task, prompt in model.prompts.items():
+            if task != UNIT and prompt:
+                uses |= dict.fromkeys((prompt.strip(), *prompt.split()), f"the {task} marker")
+        if token in uses:
+            raise ValueError(f"{self.marker!r} is {uses[token]} of this model: the second one must be another")
 
 
 def _add(model: "MultiVectorEncoder", marker: str, like: str) -> None:

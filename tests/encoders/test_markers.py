@@ -37,7 +37,7 @@ def test_typed_as_text_a_marker_is_split_and_registered_it_is_one_token(minilm):
 
 @pytest.mark.parametrize("marker", ["[Q2]", "[unused1]"])  # a new token, and one of the vocabulary
 def test_both_markers_stand_after_cls_and_begin_equal(marked, marker):
-    encoder = marked(marker)
+    encoder = marked(marker, doc_prefix="")
     own, second = encoder.model.prompts["query"], encoder.model.prompts[markers.UNIT]
     assert ids(encoder, "a cat")[:2] == ["[CLS]", "[unused0]"]
     assert ids(encoder, "a cat", second)[:2] == ["[CLS]", marker]
@@ -98,8 +98,12 @@ def test_an_untrained_marker_is_an_error(marked, tiny_encoder):
 def test_what_is_no_second_marker(tiny_encoder):
     with pytest.raises(ValueError, match="a token or a text"):
         UnitMarker(" ")
-    with pytest.raises(ValueError, match="is the ordinary query marker"):
-        UnitMarker("[unused0]")(copy.deepcopy(tiny_encoder.model))
+    model = copy.deepcopy(tiny_encoder.model)
+    before = model[0].auto_model.get_input_embeddings().weight.clone()
+    for taken, what in (("[unused0]", "query marker"), ("[unused1]", "document marker"), ("[MASK]", "special token")):
+        with pytest.raises(ValueError, match=f"is .* {what} of this model: the second one must be another"):
+            UnitMarker(taken)(model)
+    assert (model[0].auto_model.get_input_embeddings().weight == before).all()
 
 
 def test_a_checkpoint_whose_marker_is_no_token_is_refused(marked, tmp_path):
