@@ -132,6 +132,7 @@ class TokenModel(Configured, ABC):
 
     def save(self, path: str | Path) -> None:
         """Writes checkpoint (in sentence-transformers' layout) and settings; :meth:`load` reads them."""
+        self._settings()  # what cannot be saved is said before anything is written
         self.encoder.save(path)
         self._write_settings(Path(path))
 

@@ -1,9 +1,11 @@
 """AGRaME: ranking units of any size by one encoding of passages (Reddy et al. 2024, arXiv 2405.15028)."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
+import pyterrier as pt
 
 from pyterrier_mvret.citation_stages import Citer, Segmenter
 from pyterrier_mvret.encoders import markers
@@ -226,6 +228,8 @@ class AGRaME(TokenModel):
         >>> agrame.fit_encoder(mv.training.with_units(data, units), **settings).encoder.describe()["unit_prefix"]
         '[unused2] '
         """
+        if settings.get("path") is not None:
+            self._settings()  # what cannot be saved is said before the training, not after it
         settings.setdefault("loss", _loss_for(data))
         if self.query_marker is None:
             settings["prepare"] = WithoutUnitMarker()
@@ -236,14 +240,15 @@ class AGRaME(TokenModel):
                     "training has no use for it (query_marker='auto' keeps one that is there)"
                 )
             settings["prepare"] = UnitMarker(self.query_marker)
-        if isinstance(valid, tuple) and valid_units:
+        if isinstance(valid, tuple) and len(valid) == 2 and valid_units:
+            pt.validate.columns(valid[1], includes=["docno"])
             if not valid[1]["docno"].astype(str).str.contains("%s", regex=False).all():
                 raise ValueError("these qrels judge passages, not units 'docno%s0': pass valid_units=False")
-            settings["scorer"] = self._unit_scorer
+            splitter = named_splitter(self.unit)
+            settings["scorer"] = partial(
+                UnitScorer, splitter=splitter, alpha=self.alpha, query_marker=self.query_marker
+            )
         return super().fit_encoder(data, valid, **settings)
-
-    def _unit_scorer(self, encoder: TokenEncoder) -> UnitScorer:
-        return UnitScorer(encoder, named_splitter(self.unit), self.alpha, query_marker=self.query_marker)
 
     def _settings(self) -> dict[str, Any]:
         """The model's own settings as plain data."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Union
 import pandas as pd
 import pyterrier as pt
 
+from pyterrier_mvret import frames
 from pyterrier_mvret.encoders import markers, salience, settings
 from pyterrier_mvret.encoders.stages import TextScorer
 from pyterrier_mvret.encoders.token_encoder import TokenEncoder
@@ -67,7 +68,8 @@ def fit(
         test_qids: False compares texts alone, for data from collections that number their topics alike.
         verbose: a progress bar with the last loss and measures.
         prepare: changes the copy before it is trained (gives it salience heads, say); a value whose ``repr`` says how.
-        scorer: makes the stage that ranks validation results, from the encoder as it is; none scores texts by ``rule``.
+        scorer: makes the stage that ranks validation results, from the encoder as it is; a value whose ``repr`` says
+            how. None scores texts by ``rule``.
         finish: writes what else belongs to a model into its folder, before the folder appears.
         **plan: the settings of :class:`~pyterrier_mvret.training.plan.Plan`.
 
@@ -100,8 +102,7 @@ def fit(
         valid = checked(valid, how.objective.teacher, units)
     _check_contrast(columns, how)
     record = {} if path is None else _record(encoder, rule, columns, valid, how)
-    if prepare is not None:
-        record["prepare"] = repr(prepare)
+    record |= {name: repr(made) for name, made in (("prepare", prepare), ("scorer", scorer)) if made is not None}
     # absolute: the model is opened from there on first use, and by copies in other processes
     run = Run(None if path is None else Path(path).absolute(), resume, record)
     try:
@@ -284,9 +285,12 @@ def _record(
     described["space"] = described["space"].rpartition("#")[2]  # weights, wherever they were read from
     if isinstance(valid, tuple):
         results, qrels = valid
-        spans = ["spans"] if "spans" in results.columns else []
+        spans = [name for name in (frames.SPANS, frames.QUERY_SPANS) if name in results.columns]
         parts = (results[["qid", "query", "docno", "text", *spans]], qrels[["qid", "docno", "label"]])
-        validation = _digest(json.dumps(part.to_numpy().tolist()) for part in parts)
+        # spans that were read from files are arrays
+        validation = _digest(
+            json.dumps(part.to_numpy().tolist(), default=lambda array: array.tolist()) for part in parts
+        )
     else:
         validation = "" if valid is None else _digest(_rows(valid))
     return {
@@ -296,6 +300,11 @@ def _record(
         "validation": validation,
         **how.record(),
     }
+
+
+def _plain(value: Any) -> Any:
+    """Spans may be arrays, as read from a file."""
+    return value.tolist()
 
 
 def _rows(columns: "Dataset") -> Any:

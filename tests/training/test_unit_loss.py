@@ -243,6 +243,28 @@ def test_what_trains_no_marker_is_refused(tiny, planted):
     assert plain.history["nDCG@10"].notna().any()
 
 
+@pytest.mark.filterwarnings("ignore:training did not help")
+def test_what_validation_ranks_by_belongs_to_a_run(tiny, planted, tmp_path):
+    _, run, qrels, units = planted
+    settings = {**QUICK, "max_steps": 2, "evaluations": 1, "learning_rate": 1e-3, "path": tmp_path / "trained"}
+    spans = run["text"].map(mv.Sentences().split)
+    arrays = run.assign(spans=[np.array(of_text) for of_text in spans])  # as read from Parquet
+    mv.AGRaME(tiny, device="cpu").fit_encoder(units, (arrays, qrels), **settings)
+    settings["resume"] = True
+    mv.AGRaME(tiny, device="cpu").fit_encoder(units, (run.assign(spans=spans), qrels), **settings)
+    with pytest.raises(ValueError, match=r"other settings: scorer was .*alpha=1.0.*, is .*alpha=0.0"):
+        mv.AGRaME(tiny, device="cpu", alpha=0).fit_encoder(units, (arrays, qrels), **settings)
+    with pytest.raises(ValueError, match="other settings: validation was"):
+        mv.AGRaME(tiny, device="cpu").fit_encoder(units, (run, qrels), **settings)
+
+
+def test_a_unit_that_cannot_be_saved_is_said_before_training(tiny, planted, tmp_path):
+    model = mv.AGRaME(tiny, device="cpu", unit=mv.Phrases(7))
+    with pytest.raises(ValueError, match="has none"):
+        model.fit_encoder(planted[3], path=tmp_path / "trained", **QUICK)
+    assert not list(tmp_path.iterdir()) and model.history is None
+
+
 def test_the_loss_is_what_the_data_was_made_for(tiny, planted):
     data, run, qrels, units = planted
     for rows, terms in ((data, set()), (units, {"passages", "units"})):
