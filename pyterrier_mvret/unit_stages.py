@@ -241,12 +241,13 @@ class UnitFolder(Component):
 
     Args:
         how: what a passage's score is of its units': the largest, their mean or their sum.
+        text_field: the column with the units' text.
     """
 
-    def __init__(self, how: Fold = "max"):
+    def __init__(self, how: Fold = "max", text_field: str = "text"):
         if how not in get_args(Fold):
             raise ValueError(f"how must be one of {', '.join(get_args(Fold))}, got {how!r}")
-        self.how = how
+        self.how, self.text_field = how, text_field
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """R with ``parent_docno`` -> R with a row a passage, and its ``best_unit``."""
@@ -263,4 +264,4 @@ class UnitFolder(Component):
             folded = folded / np.bincount(passage, minlength=len(best)) if self.how == "mean" else folded
         kept = units.iloc[best].reset_index(drop=True)
         kept = kept.assign(**{frames.BEST_UNIT: kept["docno"], "docno": kept[frames.PARENT]})
-        return frames.with_scores(kept.drop(columns=[*frames.UNIT_COLUMNS, "text"], errors="ignore"), folded)
+        return frames.with_scores(kept.drop(columns=[*frames.UNIT_COLUMNS, self.text_field], errors="ignore"), folded)

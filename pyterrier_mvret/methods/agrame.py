@@ -102,11 +102,12 @@ class AGRaME(TokenModel):
         where = (index, text_field, keep_passages)
         return UnitScorer(self.encoder, splitter, self.alpha, *where, self.query_marker, self.verbose)
 
-    def fold(self, how: Fold = "max") -> UnitFolder:
+    def fold(self, how: Fold = "max", *, text_field: str = "text") -> UnitFolder:
         """R of units -> R of their passages, scored by their units; ``best_unit`` names the best of each.
 
         Args:
             how: ``"max"``, ``"mean"`` or ``"sum"`` of the scores of a passage's units.
+            text_field: the column with the units' text, which is not the passages' and so left out.
 
         >>> import pandas as pd
         >>> import pyterrier_mvret as mv
@@ -117,7 +118,7 @@ class AGRaME(TokenModel):
         0     a      a%s1    3.0     0
         1     b      b%s0    2.0     1
         """
-        return UnitFolder(how)
+        return UnitFolder(how, text_field)
 
     def cite(
         self,

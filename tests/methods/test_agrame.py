@@ -151,6 +151,12 @@ def test_units_fold_back_to_passages(agrame, how):
         agrame.fold("median")
 
 
+def test_a_passage_does_not_take_over_the_text_of_its_best_unit(agrame):
+    frame = candidates().rename(columns={"text": "body"}).assign(text="of the passage")
+    passages = agrame.fold(text_field="body")(agrame.unit_scorer(text_field="body")(frame))
+    assert "body" not in passages.columns and set(passages["text"]) == {"of the passage"}
+
+
 def test_an_index_must_know_characters_and_be_of_the_same_encoder(agrame, tmp_path, tiny):
     bare = mv.MultiVecIndex(tmp_path / "bare.mv")
     (agrame.doc_encoder() >> bare).index([{"docno": d, "text": t} for d, t in PASSAGES.items()])
@@ -183,6 +189,7 @@ def test_settings(tiny, tmp_path):
     pd.testing.assert_frame_equal(again.unit_scorer()(candidates()), model.unit_scorer()(candidates()), atol=1e-5)
     with pytest.raises(ValueError, match="has none"):
         mv.AGRaME(tiny, unit=mv.Phrases(7)).save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 # ------------------------------------------------------------------ queries: another marker, and parts of them
