@@ -76,14 +76,19 @@ def with_units(
         raise ValueError(f"units are of rows with qid, docnos and texts; these lack {', '.join(missing)}")
     if set(UNITS) & set(data.column_names):
         raise ValueError("these rows have units already")
-    if len(delimiter or "") > 1:
+    if delimiter is not None and len(delimiter) != 1:
         raise ValueError(f"a delimiter is one character, or none, got {delimiter!r}")
     found = _Spans(named_splitter(unit), spans)
     if isinstance(target, pd.DataFrame):
         places, scores = _judged(data, target, found, min_label)
     else:
         places, scores = _taught(data, target, found, delimiter, text_field, verbose)
-    return data.add_column("spans", places).add_column("unit_scores", scores)
+    import pyarrow as pa
+
+    # as arrays: the library takes far longer over nested lists, and knows no type of those that are all empty
+    span = pa.list_(pa.int64())
+    columns = pa.array(places, pa.list_(pa.list_(span))), pa.array(scores, pa.list_(pa.list_(pa.float64())))
+    return data.add_column("spans", columns[0]).add_column("unit_scores", columns[1])
 
 
 class _Spans:

@@ -49,6 +49,15 @@ def test_a_teacher_reads_the_passage_with_the_unit_marked(data):
     assert [text for _, text in seen] == ["Dogs bark.", "Cats cost $5 or $6.", "Rates rose."]
 
 
+def test_columns_have_their_types_also_where_no_document_has_a_unit(data):
+    teacher = pt.apply.doc_score(lambda row: 1.0)
+    nothing = with_units(data, teacher, spans={docno: [] for docno in TEXTS})
+    assert nothing.features == with_units(data, qrels("a%s1")).features
+    assert nothing[0]["spans"] == nothing[0]["unit_scores"] == [[], [], []]
+    other = with_units(data, qrels("a%s0"))
+    assert other._fingerprint != with_units(data, qrels("a%s1"))._fingerprint  # by which results are cached
+
+
 def test_spans_may_be_given(data):
     spans = {"a": [(0, 4), (5, 30)], "b": [(0, 11)], "c": []}
     assert with_units(data, qrels("a%s0"), spans=spans)[0]["spans"][0] == [[0, 4], [5, 30]]
@@ -81,8 +90,9 @@ def test_rows_are_checked(data):
         checked(data, None, UNITS)
     with pytest.raises(ValueError, match="have units already"):
         with_units(units, qrels("a%s1"))
-    with pytest.raises(ValueError, match="one character"):
-        with_units(data, qrels("a%s1"), delimiter="<b>")
+    for delimiter in ("<b>", ""):
+        with pytest.raises(ValueError, match="one character"):
+            with_units(data, qrels("a%s1"), delimiter=delimiter)
     with pytest.raises(ValueError, match="lack qid"):
         with_units(data.remove_columns("qid"), qrels("a%s1"))
 
