@@ -146,8 +146,8 @@ class UnitRows:
         """
         check_runs(self.starts, self.ends, rows, "a unit")
         out = np.zeros((len(self), rows), dtype=np.float32)
-        for i in range(len(self)):
-            out[i, self.rows(i)] = 1
+        lengths = self.ends - self.starts
+        out[np.repeat(np.arange(len(self)), self.sizes), ragged_rows(self.starts, lengths)] = 1
         return out
 
 

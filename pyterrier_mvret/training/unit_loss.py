@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyterrier_mvret.encoders import batches, markers
 from pyterrier_mvret.encoders.units import unit_rows
+from pyterrier_mvret.scoring.ragged import ragged_rows
 from pyterrier_mvret.training.trainer import PartTrainer
 from pyterrier_mvret.training.unit_data import UNITS
 
@@ -63,8 +64,7 @@ def unit_numbers(offset_mapping: Tensor, prefix: str, texts: Sequence[str], span
     units = unit_rows(places.reshape(-1, 2), np.arange(shape[0] + 1) * shape[1], texts, spans)
     out = np.full(shape[0] * shape[1], -1, dtype=np.int64)
     number = np.arange(len(units)) - np.searchsorted(units.texts, units.texts)
-    for unit in range(len(units)):
-        out[units.rows(unit)] = number[unit]
+    out[ragged_rows(units.starts, units.ends - units.starts)] = np.repeat(number, units.sizes)
     return torch.from_numpy(out.reshape(shape))
 
 
