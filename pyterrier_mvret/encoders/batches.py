@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _TOKENS_A_TEXT = 128
 # On a CPU, larger batches leave the cache between one layer and the next (measured with MiniLM: benchmarks/NOTES.md)
 _TOKENS_A_THREAD = 512
+# tokens that every model takes which has places for them; some of 514 places count from the third
+_WHOLE = 512
 # texts whose tokens are held at once: enough to find many of one length, little beside their vectors
 _TEXTS_A_BLOCK = 512
 
@@ -78,18 +80,25 @@ def batches(
 def tokenised(model: "MultiVectorEncoder", inputs: Sequence[Input], task: str, whole: bool = False) -> dict[str, Any]:
     """Features of inputs, padded to the longest, with the place of each token in its text if the tokeniser knows.
 
-    Inputs that are wanted whole are cut at the model's own length instead of the task's, and are not expanded.
+    Inputs that are wanted whole are cut where the model has no more places for tokens, and are not expanded.
     """
     common = inputs[0].prefix
     texts = [i.text for i in inputs]
     if any(i.prefix != common for i in inputs):
         common, texts = "", [i.prefix + i.text for i in inputs]
-    features = model.preprocess(
-        texts, prompt=common, task=None if whole else task, processing_kwargs=with_offsets(model)
-    )
+    how = {"task": None, **_longest(model)} if whole else {"task": task}
+    features = model.preprocess(texts, prompt=common, processing_kwargs=with_offsets(model), **how)
     if "offset_mapping" in features:
         features["offset_mapping"] = in_text(features["offset_mapping"], [len(i.prefix) for i in inputs])
     return features
+
+
+def _longest(model: "MultiVectorEncoder") -> dict[str, int]:
+    """What lets a text be longer than the checkpoint states (PyLate's states the length of a task), where it can be."""
+    transformer: Any = model[0]
+    possible = min(getattr(transformer.config, "max_position_embeddings", None) or 0, _WHOLE)
+    stated = model.max_seq_length
+    return {"max_length": possible} if stated is not None and stated < possible else {}
 
 
 def with_offsets(model: "MultiVectorEncoder") -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ import torch
 
 import pyterrier_mvret as mv
 from pyterrier_mvret.encoders import token_encoder
+from tests import checkpoints
 
 LONG = "a cat sat on the mat and " * 30
 
@@ -319,3 +320,11 @@ def test_a_query_may_be_encoded_whole(tiny):
     assert encoder.tokens(whole.token_ids[whole.rows(1)]) == ["[CLS]", "[unused0]", "a", "cat", "[SEP]"]
     # tokens that do not see the expansion are what they are without it
     np.testing.assert_allclose(whole[1], encoder.encode_queries(["a cat"]).vectors[:5], atol=1e-6)
+
+
+def test_a_whole_query_may_be_longer_than_a_checkpoint_states(tmp_path):
+    encoder = mv.TokenEncoder(checkpoints.pylate(tmp_path / "pylate"), device="cpu")
+    assert encoder.model.max_seq_length == 19
+    long = " ".join(["a cat sat on the mat"] * 20)
+    assert len(encoder.encode_queries([long[:150]], whole=True).vectors) == 3 + len(long[:150].split())
+    assert len(encoder.encode_queries([long], whole=True).vectors) == 64  # its places
