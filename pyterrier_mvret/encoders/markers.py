@@ -30,6 +30,14 @@ def register(tokenizer: Any, prefix: str) -> None:
             return
 
 
+def check_whole(tokenizer: Any, prefix: str, who: str) -> None:
+    """ValueError where a prefix is a marker, and the tokeniser does not read it as one token."""
+    if is_marker(prefix):
+        pieces = tokenizer.tokenize(prefix)
+        if len(pieces) != 1 or pieces == [tokenizer.unk_token]:
+            raise ValueError(f"{who} marker {prefix.strip()!r} is not in the vocabulary (read as {pieces})")
+
+
 def _keep_whole(tokenizer: Any, marker: str) -> None:
     from transformers import AddedToken
 

@@ -163,11 +163,7 @@ def check_probe(model: "MultiVectorEncoder", label: str) -> None:
         ValueError: a checkpoint that would load and rank noise.
     """
     for task in ("query", "document", markers.UNIT):
-        marker = (model.prompts.get(task) or "").strip()
-        if markers.is_marker(marker):
-            pieces = model.tokenizer.tokenize(model.prompts[task])
-            if len(pieces) != 1 or pieces == [model.tokenizer.unk_token]:
-                raise ValueError(f"{label}: the {task} marker {marker!r} is not in the vocabulary (read as {pieces})")
+        markers.check_whole(model.tokenizer, model.prompts.get(task) or "", f"{label}: the {task}")
     for encode in (model.encode_query, model.encode_document):
         rows = np.asarray(encode(["probe"], convert_to_numpy=True, show_progress_bar=False)[0], np.float32)
         if rows.ndim != 2 or rows.shape[1] != model.get_embedding_dimension() or not np.isfinite(rows).all():

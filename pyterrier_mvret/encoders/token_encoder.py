@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyterrier as pt
 
 from pyterrier_mvret.component import Configured
-from pyterrier_mvret.encoders import batches, checkpoints, heads, models, onednn, openvino, salience, settings
+from pyterrier_mvret.encoders import batches, checkpoints, heads, markers, models, onednn, openvino, salience, settings
 from pyterrier_mvret.encoders.token_batch import TokenBatch
 
 if TYPE_CHECKING:
@@ -156,7 +156,8 @@ class TokenEncoder(Configured):
             A batch with one entry a text, in the order given: vectors (tokens, dim) float32.
 
         Raises:
-            ValueError: one string instead of a list, or an importance that this encoder cannot give.
+            ValueError: one string instead of a list, a marker that the tokeniser does not know, or an importance that
+                this encoder cannot give.
 
         >>> import pyterrier_mvret as mv
         >>> encoder = mv.TokenEncoder(mv.models.MINILM, query_expansion=True, query_length=8)
@@ -195,7 +196,9 @@ class TokenEncoder(Configured):
         inputs = batches.with_prefix(self.model, texts, task)
         if prefix is not None:
             prefixes = [prefix] * len(texts) if isinstance(prefix, str) else prefix
-            inputs = [batches.Input(*one) for one in zip(prefixes, texts, strict=True)]
+            for one in set(prefixes):
+                markers.check_whole(self.model.tokenizer, one, "the")
+            inputs = [batches.Input(*pair) for pair in zip(prefixes, texts, strict=True)]
         # equal texts are encoded once
         place = {one: i for i, one in enumerate(dict.fromkeys(inputs))}
         parts: list[Fields] = [{}] * len(place)

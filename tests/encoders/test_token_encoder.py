@@ -309,6 +309,8 @@ def test_queries_with_prefixes_of_their_own_in_one_batch(tiny_encoder):
     np.testing.assert_array_equal(together[0], tiny_encoder.encode_queries(["a cat"]).vectors)
     with pytest.raises(ValueError, match="zip"):
         tiny_encoder.encode_queries(texts, prefix=["a"])
+    with pytest.raises(ValueError, match=r"marker '\[unused2\]' is not in the vocabulary"):  # it would be split
+        tiny_encoder.encode_queries(texts, prefix="[unused2] ")
 
 
 def test_a_query_may_be_encoded_whole(tiny):
