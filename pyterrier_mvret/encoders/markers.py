@@ -89,14 +89,16 @@ class UnitMarker:
 
     def __call__(self, model: "MultiVectorEncoder") -> None:
         """Changes the model where it is."""
-        prefix = self.marker.strip() + " "
-        if model.prompts.get(UNIT) == prefix:
-            return
         token, own = self.marker.strip(), model.prompts.get("query") or ""
+        if (model.prompts.get(UNIT) or "").strip() == token:
+            return
         self._check_free(model, token)
-        model.prompts[UNIT] = prefix
-        if is_marker(prefix):
+        prefix = token + " "
+        if is_marker(token):
             _add(model, token, like=own)
+            if model.tokenizer.tokenize(prefix) != [token]:  # one of bytes or pieces makes a token of the blank
+                prefix = token
+        model.prompts[UNIT] = prefix
 
     def _check_free(self, model: "MultiVectorEncoder", token: str) -> None:
         """ValueError where the token has a use already: its vector would be written over."""

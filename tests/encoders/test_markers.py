@@ -2,10 +2,13 @@ import copy
 
 import numpy as np
 import pytest
+from transformers import BertConfig, BertModel
 
 import pyterrier_mvret as mv
 from pyterrier_mvret.encoders import markers
 from pyterrier_mvret.encoders.markers import UnitMarker, WithoutUnitMarker, of_units
+from tests import checkpoints
+from tests.encoders.tokenizers import FAMILIES
 
 QUERIES = ["who sat on the mat", "a dog", ""]
 
@@ -71,6 +74,33 @@ def test_a_marker_is_saved_and_opened_with_the_checkpoint(marked, tmp_path):
         encoder.encode_queries(QUERIES, prefix="[Q2] ").token_ids,
     )
     assert again.describe()["unit_prefix"] == "[Q2] "
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"wordpiece", "words"}))
+def test_a_marker_of_a_tokeniser_that_keeps_blanks(tmp_path, family):
+    """ModernBERT and its kind: PyLate's own markers end with the blank, and the second one must not bring another."""
+    folder = checkpoints.pylate(tmp_path / "model", expansion=False)
+    tokenizer = FAMILIES[family](folder)
+    tokenizer.add_tokens(["[unused0] ", "[unused1] "])
+    tokenizer.add_special_tokens(
+        {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    )
+    checkpoints.edit(folder / "config.json", vocab_size=len(tokenizer))
+    checkpoints.edit(folder / "config_sentence_transformers.json", skiplist_words=[])
+    BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False).save_pretrained(folder)
+    (folder / "vocab.txt").unlink()
+    tokenizer.save_pretrained(folder)
+    encoder = mv.TokenEncoder(folder, device="cpu")
+    UnitMarker("[Q2]")(encoder.model)
+    prefix = encoder.model.prompts[markers.UNIT]
+    own, second = (encoder.encode_queries(QUERIES, prefix=p) for p in ("[unused0] ", prefix))
+    assert encoder.tokens(second.token_ids)[:2] == ["[CLS]", "[Q2]"]
+    np.testing.assert_array_equal(own.vectors, second.vectors)
+    np.testing.assert_array_equal(own.spans, second.spans)
+    encoder.save(tmp_path / "saved")
+    again = mv.TokenEncoder(tmp_path / "saved", device="cpu")
+    assert of_units(again, "[Q2]") == prefix
+    np.testing.assert_array_equal(again.encode_queries(QUERIES, prefix=prefix).vectors, second.vectors)
 
 
 def test_a_trained_marker_is_not_begun_again(marked):
