@@ -215,6 +215,8 @@ def _loss(model: "MultiVectorEncoder", scores: Any, heads: Any, how: Plan) -> An
     """The library's module, with the L1 term where it has weight."""
     from pyterrier_mvret.training.objectives import WithL1
 
+    if how.units and heads is not None:
+        raise ValueError("a loss over units scores them by MaxSim alone: not for salience heads that weigh in scores")
     loss = how.objective.build(model, scores, how.mini_batch_size)
     if not how.l1:
         return loss

@@ -265,6 +265,12 @@ def test_a_unit_that_cannot_be_saved_is_said_before_training(tiny, planted, tmp_
     assert not list(tmp_path.iterdir()) and model.history is None
 
 
+def test_units_are_not_scored_with_saliences(tiny, planted):
+    model = mv.Aligner(tiny, mv.TopK(1), device="cpu")  # trains salience heads
+    with pytest.raises(ValueError, match="not for salience heads that weigh in scores"):
+        model.fit_encoder(planted[3], loss=MultiGranular("n-way"), **QUICK)
+
+
 def test_the_loss_is_what_the_data_was_made_for(tiny, planted):
     data, run, qrels, units = planted
     for rows, terms in ((data, set()), (units, {"passages", "units"})):
