@@ -249,6 +249,16 @@ def test_a_part_of_the_query(agrame, index, tiny_encoder, marked):
             agrame.unit_scorer()(wrong)
 
 
+def test_a_part_beyond_the_length_of_queries_has_its_tokens(agrame):
+    query = "who sat on the mat in the rain and what was it of a cat"  # whose tokens are cut at twelve
+    frame = candidates()[lambda f: f["qid"] == "1"].assign(query=query)
+    start = query.index("a cat")
+    last = agrame.unit_scorer()(frame.assign(query_spans=[[(start, len(query))]] * len(frame)))
+    assert 0 < last["passage_score"].max() <= 2  # two tokens
+    with pytest.raises(ValueError, match="leaves its text"):
+        agrame.unit_scorer()(frame.assign(query_spans=[[(start, len(query) + 1)]] * len(frame)))
+
+
 def test_spans_of_one_passage_may_differ_between_queries(agrame):
     frame = candidates()[lambda f: f["docno"] == "p1"].assign(spans=[[(0, 9)], [(13, 21), (22, 28)]])
     assert agrame.unit_scorer()(frame)["text"].tolist() == ["A cat sat", "the mat.", "The do"]

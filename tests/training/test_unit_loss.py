@@ -1,5 +1,8 @@
 """AGRaME's loss: the specification's numbers, a plain reference, and training with it."""
 
+import copy
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,8 +13,9 @@ from hypothesis import strategies as st
 import pyterrier_mvret as mv
 from pyterrier_mvret.encoders import batches, markers
 from pyterrier_mvret.encoders.units import unit_rows
-from pyterrier_mvret.scoring import unit_scores
+from pyterrier_mvret.scoring import MaxSim, unit_scores
 from pyterrier_mvret.training import KL, MarginMSE, MultiGranular
+from pyterrier_mvret.training.similarity import MaxSimSimilarity
 from pyterrier_mvret.training.unit_loss import UnitCollator, unit_divergence, unit_numbers, unit_similarities
 from tests.training.test_losses import Given, Silent, columns
 from tests.training.test_similarity import padded
@@ -165,6 +169,53 @@ def test_batches_say_of_which_unit_each_token_is(tiny_encoder):
     kept = torch.isin(raw["input_ids"][0], torch.from_numpy(batch.token_ids[batch.rows(0)]).long())
     assert numbers[0][kept].tolist() == [-1, -1, 0, 0, 0, 1, 1, 1, -1]
     assert units.rows(1).tolist() == [5, 6, 7]
+
+
+def test_the_loss_of_a_batch_is_that_of_its_texts(tiny):
+    """From rows of a training set to the loss, against what the encoder says of each text alone."""
+    texts = ["A cat, sat. The dog ran fast! It is the rain.", "the sky is blue. it fell on a mat. who sat?", "dog"]
+    rng = np.random.default_rng(0)
+    spans = [mv.Sentences().split(text) for text in texts]
+    rows, names = [], ("positive", "negative_1", "negative_2")
+    for query in ("where is a cat", "blue sky"):
+        documents = rng.permutation(3)
+        row = {"query": query, **{name: texts[i] for name, i in zip(names, documents)}}
+        row |= {"scores": rng.normal(size=3).tolist(), "spans": [spans[i] for i in documents]}
+        rows.append({**row, "unit_scores": [rng.normal(size=len(spans[i])).tolist() for i in documents]})
+    model = copy.deepcopy(mv.TokenEncoder(tiny, device="cpu", doc_length=16).model)  # which cuts off a sentence
+    markers.UnitMarker("[Q2]")(model)
+    place, cat = model.tokenizer.convert_tokens_to_ids(["[Q2]", "cat"])
+    table = model[0].auto_model.get_input_embeddings().weight.data
+    table[place] = table[cat]  # as if trained
+    prompts = {"query": "[unused0] ", "unit_query": "[Q2] "}
+    prompts |= dict.fromkeys(names, "[unused1] ")
+    preprocess = partial(model.preprocess, processing_kwargs=batches.with_offsets(model))
+    batch = UnitCollator(preprocess_fn=preprocess, prompts=prompts, model=model)(rows)
+    features = [
+        {key.removeprefix(f"{name}_"): value for key, value in batch.items() if key.startswith(f"{name}_")}
+        for name in ("query", *names, "unit_query")
+    ]
+    module = MultiGranular(weight=0.5).build(model, MaxSimSimilarity(MaxSim(), unit=True), None)
+    got = module(features, batch["label"])
+
+    encoder, passages, units = mv.TokenEncoder(model), [], []
+    for row in rows:
+        first, second = (encoder.encode_queries([row["query"]], prefix=p).vectors for p in ("[unused0] ", "[Q2] "))
+        own, parts = [], []
+        for i, name in enumerate(names):
+            document = encoder.encode_docs([row[name]])
+            own.append((first @ document.vectors.T).max(1).sum())
+            found, wanted = [], []
+            for (start, end), target in zip(row["spans"][i], row["unit_scores"][i]):
+                mine = [j for j, (a, b) in enumerate(document.spans) if a < b and start <= a < end]
+                if mine:
+                    found.append((second @ document.vectors[mine].T).max(1).sum())
+                    wanted.append(target)
+            parts.append(divergence(wanted, found))
+        passages.append(divergence(row["scores"], own))
+        units.append(softmax(row["scores"]) @ parts)
+    assert float(got["passages"].detach()) == pytest.approx(np.mean(passages), abs=1e-4)
+    assert float(got["units"].detach()) == pytest.approx(0.5 * np.mean(units), abs=1e-4)
 
 
 # ------------------------------------------------------------------ training
