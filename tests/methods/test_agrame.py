@@ -122,6 +122,14 @@ def test_units_of_the_best_passages_alone(agrame):
         agrame.unit_scorer(keep_passages=0)
 
 
+def test_equal_passages_and_units_go_by_their_names(agrame):
+    frame = pd.DataFrame({"qid": "1", "query": "a cat", "docno": ["b", "a", "c"], "text": "It is. It is."})
+    units = agrame.unit_scorer(keep_passages=1)(frame.assign(spans=[[(0, 13)]] * 3))
+    assert units["docno"].tolist() == ["a%s0"]
+    equal = pd.DataFrame({"qid": "1", "docno": ["a%s1", "a%s0"], "parent_docno": "a", "score": 1.0})
+    assert agrame.fold()(equal)["best_unit"].tolist() == ["a%s0"]
+
+
 def test_units_beyond_the_length_limit_have_no_row(tiny):
     short = mv.AGRaME(tiny, doc_length=8, device="cpu")
     out = short.unit_scorer()(candidates())

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import pyterrier_mvret as mv
 from pyterrier_mvret.encoders import batches, markers
 from pyterrier_mvret.encoders.units import unit_rows
+from pyterrier_mvret.methods.agrame import _loss_for
 from pyterrier_mvret.scoring import MaxSim, unit_scores
 from pyterrier_mvret.training import KL, MarginMSE, MultiGranular
 from pyterrier_mvret.training.similarity import MaxSimSimilarity
@@ -270,6 +271,7 @@ def test_losses_that_need_a_teacher_and_a_set_for_validation(tiny, planted):
     with pytest.raises(ValueError, match="lacks scores"):
         mv.AGRaME(tiny, device="cpu").fit_encoder(units, loss="multi-granular", **QUICK)
     taught = units.add_column("scores", [[2.0, 1.0, 0.0]] * len(units))
+    assert _loss_for(taught) == MultiGranular("kl") and _loss_for(units) == MultiGranular("contrastive")
     model = mv.AGRaME(tiny, device="cpu")
     model.fit_encoder(taught, taught.select(range(3)), **{**QUICK, "learning_rate": 1e-3})
     assert model.history["valid_loss"].notna().any() and {"passages", "units"} <= set(model.history.columns)
