@@ -1,6 +1,6 @@
 """The pipeline stages over units of passages: score them, and fold them back; users get them from ``AGRaME``."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -82,11 +82,9 @@ class UnitScorer(Component):
         texts = frames.texts_of(inp, self.text_field)
         groups = [rows for _, rows in frames.query_groups(inp)]
         queries = query_texts(inp)
-        encoded = self._queries([queries[rows[0]] for rows in groups], self._parts(inp, groups))
         store = self._store()
-        several = frames.SPANS in inp.columns and any(map(_several, inp[frames.SPANS]))
         names = inp["docno"].tolist()
-        given = self._given(inp, texts, names, several)
+        given, several = self._given(inp, texts, names)
         # what a passage is known by: its text where it is encoded, its name where vectors are stored; and its units
         keys = list(zip(texts if store is None else names, texts, given, strict=True))
         order, _ = pd.factorize(inp["docno"], sort=True)
@@ -94,48 +92,60 @@ class UnitScorer(Component):
         bar = pt.tqdm(total=len(groups), desc="scoring units", unit="query", disable=not self.verbose)
         for block, distinct in blocks_of(keys, groups):
             held = self._held(distinct, store, several)
-            for i, at in block:
-                scores = held.scored.scores(texts=at, **encoded[i])
+            mine = [groups[i] for i, _ in block]
+            encoded = self._queries([queries[rows[0]] for rows in mine], inp, mine)
+            for (i, at), query in zip(block, encoded, strict=True):
+                scores = held.scored.scores(texts=at, **query)
                 found.append(self._found(scores, [held.places[place] for place in at], groups[i], order))
                 bar.update()
         bar.close()
         return self._framed(inp, found)
 
-    def _parts(self, inp: pd.DataFrame, groups: list[Array]) -> list[Any] | None:
-        """Spans of each query's text that are scored; none where all of every query is."""
-        if frames.QUERY_SPANS not in inp.columns:
-            return None
-        return [frames.first_value(inp[frames.QUERY_SPANS], rows, inp["qid"].iloc[rows[0]]) for rows in groups]
-
-    def _queries(self, texts: list[str], parts: list[Any] | None) -> list[dict[str, Any]]:
+    def _queries(self, texts: list[str], inp: pd.DataFrame, groups: list[Array]) -> list[dict[str, Any]]:
         """Of each query what scores its passages and units, all encoded in one go."""
-        if parts is not None:
+        # weights beside vectors are of those vectors' tokens, perhaps another model's: not of these
+        weighed = frames.QUERY_WEIGHTS in inp.columns and frames.QUERY_EMBS not in inp.columns
+        if frames.QUERY_SPANS in inp.columns:
+            parts = [frames.first_value(inp[frames.QUERY_SPANS], rows, inp["qid"].iloc[rows[0]]) for rows in groups]
             # the ordinary marker: the second one was trained for whole queries (section 4.2)
             batch = self.encoder.encode_queries(texts, whole=True)
             chosen = [_checked_part(part, text) for part, text in zip(parts, texts, strict=True)]
             units = proposition_rows(batch.spans, batch.offsets, texts, [[part] for part in chosen])
             if not units.sizes.all():
                 raise ValueError(f"{frames.QUERY_SPANS} of query {texts[units.sizes.argmin()]!r} hold no token")
+            if weighed:
+                raise ValueError(
+                    f"{frames.QUERY_WEIGHTS} are of whole queries, {frames.QUERY_SPANS} name parts of them"
+                )
             # tokens of no weight would add nothing: the others are the query
             return [{"query": batch.vectors[units.rows(i)]} for i in range(len(texts))]
         marker = markers.of_units(self.encoder, self.query_marker)
         if marker is None:
             batch = self.encoder.encode_queries(texts)
-            return [{"query": batch[i]} for i in range(len(texts))]
+            weights = [
+                frames.query_weights(inp, rows, len(batch[i])) if weighed else None for i, rows in enumerate(groups)
+            ]
+            return [{"query": batch[i], "weights": weights[i]} for i in range(len(texts))]
+        if weighed:
+            raise ValueError(f"{frames.QUERY_WEIGHTS} are of one encoding of a query, and a second marker makes two")
         n, own = len(texts), self.encoder.model.prompts.get("query") or ""
         both = self.encoder.encode_queries([*texts, *texts], prefix=[own] * n + [marker] * n)
         return [{"query": both[n + i], "text_query": both[i]} for i in range(n)]
 
-    def _given(self, inp: pd.DataFrame, texts: list[str], names: list[str], several: bool) -> list[Any]:
-        """Units that the frame names, one value a row that can be compared; None where a splitter finds them."""
+    def _given(self, inp: pd.DataFrame, texts: list[str], names: list[str]) -> tuple[list[Any], bool]:
+        """Units that the frame names, one value a row that can be compared, and whether they are sets of spans.
+
+        None where a splitter finds them.
+        """
         if frames.SPANS not in inp.columns:
-            return [None] * len(inp)
+            return [None] * len(inp), False
         known: dict[tuple[int, str], Any] = {}  # rows of one passage mostly share their spans, as objects
-        values = inp[frames.SPANS].tolist()
+        values = [list(value) if isinstance(value, Iterator) else value for value in inp[frames.SPANS]]
+        several = any(map(_several, values))
         for value, text, name in zip(values, texts, names, strict=True):
             if (id(value), text) not in known:
                 known[id(value), text] = _as_given(value, text, name, several)
-        return [known[id(value), text] for value, text in zip(values, texts, strict=True)]
+        return [known[id(value), text] for value, text in zip(values, texts, strict=True)], several
 
     def _held(self, keys: list[tuple[str, str, Any]], store: "Store | None", several: bool) -> Units:
         """Vectors and units of passages; of units that are sets of spans where there are ``several`` of each."""
@@ -149,7 +159,7 @@ class UnitScorer(Component):
             tokens = store.gather_array(positions, "token_offsets")[0]
         spans: list[Any] = given
         if given[0] is None:
-            spans = [self.splitter.split(text) for text in texts]
+            spans = [_split(self.splitter, text) for text in texts]
         if several:
             units = proposition_rows(tokens, offsets, texts, spans)
             ends = [[(min(one)[0], max(end for _, end in one)) for one in of_text] for of_text in spans]
@@ -206,6 +216,14 @@ class UnitScorer(Component):
         out[frames.UNIT_SCORE] = all_.own.astype(np.float64)
         out[frames.PASSAGE_SCORE] = all_.whole.astype(np.float64)
         return frames.with_scores(out, all_.score)
+
+
+def _split(splitter: Splitter, text: str) -> list[tuple[int, int]]:
+    """A passage's units, which may overlap; ValueError names the splitter where they are none."""
+    try:
+        return checked_spans(splitter.split(text), text, apart=False)
+    except ValueError as error:
+        raise ValueError(f"{splitter!r} of the text {text[:80]!r}: {error}") from error
 
 
 def _as_given(value: Any, text: str, docno: str, several: bool) -> tuple[Any, ...]:

@@ -58,14 +58,19 @@ def of_units(encoder: "TokenEncoder", wanted: str | None) -> str | None:
     """
     if wanted is None:
         return None
-    trained = encoder.model.prompts.get(UNIT)
-    if wanted != "auto" and (trained is None or trained.strip() != wanted.strip()):
-        has = "no second query marker" if trained is None else f"the second query marker {trained.strip()!r}"
+    found = encoder.model.prompts.get(UNIT)
+    if wanted != "auto" and not trained(encoder, wanted):
+        has = "no second query marker" if found is None else f"the second query marker {found.strip()!r}"
         raise ValueError(
             f"{encoder.space} was trained with {has}, and an untrained one ranks noise: train {wanted!r} with "
             "fit_encoder (loss='multi-granular'), or take query_marker='auto'"
         )
-    return trained
+    return found
+
+
+def trained(encoder: "TokenEncoder", marker: str) -> bool:
+    """Whether a checkpoint was trained with this second query marker."""
+    return (encoder.model.prompts.get(UNIT) or "").strip() == marker.strip()
 
 
 @dataclass(frozen=True)

@@ -142,12 +142,13 @@ def named_splitter(unit: str | Splitter) -> Splitter:
     return unit
 
 
-def checked_spans(spans: Iterable[Any], text: str) -> list[Span]:
+def checked_spans(spans: Iterable[Any], text: str, *, apart: bool = True) -> list[Span]:
     """Spans that a user or a splitter gives, as pairs of ints without white space at their ends.
 
     Args:
         spans: (start, end) pairs of characters, in reading order; they may touch and leave gaps.
         text: what they are of.
+        apart: False lets them overlap, as windows do.
 
     Raises:
         ValueError: no pairs of whole numbers, or a span that lies outside the text, holds nothing but white space, or
@@ -161,6 +162,8 @@ def checked_spans(spans: Iterable[Any], text: str) -> list[Span]:
     if len(found) < len(pairs):
         blank = next(i for i, pair in enumerate(pairs) if not _stripped(text, [pair]))
         raise ValueError(f"span {blank}, {pairs[blank]}, holds nothing but white space")
+    if not apart:
+        return found
     late = next((i for i, (one, two) in enumerate(pairwise(found), 1) if two[0] < one[1]), None)
     if late is not None:
         raise ValueError(f"span {late}, {found[late]}, begins before span {late - 1}, {found[late - 1]}, ends")

@@ -201,7 +201,7 @@ class AGRaME(TokenModel):
         pairs = self.scoring.pairs(q.vectors, d.vectors[rows])
         return as_frame(self.encoder, self.scoring, q, d, pairs._replace(document=rows[pairs.document]))
 
-    def fit_encoder(self, data: "Dataset", valid: Any = None, *, valid_units: bool = True, **settings: Any) -> Self:
+    def fit_encoder(self, data: "Dataset", valid: Any = None, **settings: Any) -> Self:
         """Trains the encoder, and the second query marker where the model has one; an index must be built anew.
 
         Args:
@@ -210,13 +210,12 @@ class AGRaME(TokenModel):
                 passages, with a contrastive loss over passages where it has none. One without units is trained by a
                 contrastive loss. ``loss=`` says otherwise.
             valid: as for :func:`~pyterrier_mvret.training.fit`. Of a pair (results, qrels), results are passages with
-                ``text`` (and ``spans``), and qrels judge their units, ``docno%s0``.
-            valid_units: False where the qrels judge passages.
+                ``text`` (and ``spans``), and qrels judge their units, ``docno%s0``, or else passages.
             **settings: as for :func:`~pyterrier_mvret.training.fit`.
 
         Raises:
-            ValueError: as there; or a second marker that would not be trained: with another loss, or with
-                ``train="head"`` or ``"last:n"``, where vectors of tokens stand still.
+            ValueError: as there; qrels of units and passages; or a new second marker that would not be trained: with
+                another loss, or with ``train="head"`` or ``"last:n"``, where vectors of tokens stand still.
 
         >>> import pandas as pd
         >>> import pyterrier_mvret as mv
@@ -232,24 +231,30 @@ class AGRaME(TokenModel):
         if settings.get("path") is not None:
             self._settings()  # what cannot be saved is said before the training, not after it
         settings.setdefault("loss", _loss_for(data))
-        if self.query_marker is None:
-            settings["prepare"] = WithoutUnitMarker()
-        elif self.query_marker != "auto":
-            if not getattr(losses.named(settings["loss"]), "units", False) or settings.get("train", "all") != "all":
-                raise ValueError(
-                    f"query_marker={self.query_marker!r} is trained with loss='multi-granular' and train='all': other "
-                    "training has no use for it (query_marker='auto' keeps one that is there)"
-                )
-            settings["prepare"] = UnitMarker(self.query_marker)
-        if isinstance(valid, tuple) and len(valid) == 2 and valid_units:
-            pt.validate.columns(valid[1], includes=["docno"])
-            if not valid[1]["docno"].astype(str).str.contains("%s", regex=False).all():
-                raise ValueError("these qrels judge passages, not units 'docno%s0': pass valid_units=False")
+        prepare = self._marker_for(settings)
+        if prepare is not None:
+            if "prepare" in settings:
+                raise ValueError("prepare= is taken by the second query marker: with query_marker='auto' it is free")
+            settings["prepare"] = prepare
+        if isinstance(valid, tuple) and len(valid) == 2 and _judge_units(valid[1]):
             splitter = named_splitter(self.unit)
             settings["scorer"] = partial(
                 UnitScorer, splitter=splitter, alpha=self.alpha, query_marker=self.query_marker
             )
         return super().fit_encoder(data, valid, **settings)
+
+    def _marker_for(self, settings: dict[str, Any]) -> UnitMarker | WithoutUnitMarker | None:
+        """What is done to the second query marker before training; none where it is left as it is."""
+        if self.query_marker is None:
+            return WithoutUnitMarker()
+        if self.query_marker == "auto" or markers.trained(self.encoder, self.query_marker):
+            return None
+        if not getattr(losses.named(settings["loss"]), "units", False) or settings.get("train", "all") != "all":
+            raise ValueError(
+                f"query_marker={self.query_marker!r} is trained with loss='multi-granular' and train='all': other "
+                "training has no use for it (query_marker='auto' keeps one that is there)"
+            )
+        return UnitMarker(self.query_marker)
 
     def _settings(self) -> dict[str, Any]:
         """The model's own settings as plain data."""
@@ -264,3 +269,15 @@ def _loss_for(data: Any) -> "str | losses.Loss":
     if not names & set(UNITS):
         return "contrastive"
     return losses.MultiGranular("kl" if "scores" in names else "contrastive")
+
+
+def _judge_units(qrels: pd.DataFrame) -> bool:
+    """Whether judgements are of units, ``docno%s0``."""
+    pt.validate.columns(qrels, includes=["docno"])
+    named = qrels["docno"].astype(str).str.contains(r"%s\d+$")
+    if named.any() and not named.all():
+        raise ValueError(
+            f"these qrels judge units, such as {qrels['docno'][named].iloc[0]!r}, and passages, such as "
+            f"{qrels['docno'][~named].iloc[0]!r}: pass those of one kind"
+        )
+    return bool(named.any())

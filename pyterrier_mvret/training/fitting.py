@@ -164,7 +164,7 @@ def _train(
                 args=arguments,
                 train_dataset=columns,
                 eval_dataset=None if isinstance(valid, tuple) else valid,
-                loss=_loss(model, scores, heads, how),
+                loss=_loss(model, rule, scores, heads, how),
                 evaluator=evaluator,
             )
             runner.still, runner.carrying = still, carrying
@@ -211,12 +211,12 @@ def _scores(rule: ScoringRule, model: "MultiVectorEncoder", weighed: bool) -> An
     return AlignmentSimilarity(rule.strategy, rule.normalizer, rule.align_over, weighed)
 
 
-def _loss(model: "MultiVectorEncoder", scores: Any, heads: Any, how: Plan) -> Any:
+def _loss(model: "MultiVectorEncoder", rule: ScoringRule, scores: Any, heads: Any, how: Plan) -> Any:
     """The library's module, with the L1 term where it has weight."""
     from pyterrier_mvret.training.objectives import WithL1
 
-    if how.units and heads is not None:
-        raise ValueError("a loss over units scores them by MaxSim alone: not for salience heads that weigh in scores")
+    if how.units and (heads is not None or rule != MaxSim()):
+        raise ValueError(f"a loss over units scores them by plain MaxSim, and this model scores by {rule}")
     loss = how.objective.build(model, scores, how.mini_batch_size)
     if not how.l1:
         return loss
@@ -302,11 +302,6 @@ def _record(
         "validation": validation,
         **how.record(),
     }
-
-
-def _plain(value: Any) -> Any:
-    """Spans may be arrays, as read from a file."""
-    return value.tolist()
 
 
 def _rows(columns: "Dataset") -> Any:

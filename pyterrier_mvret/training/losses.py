@@ -217,7 +217,8 @@ class MultiGranular:
         """The passages' loss, with the units' beside it."""
         from pyterrier_mvret.training.unit_loss import Seen, WithUnits
 
-        _no_cache(self, mini_batch_size)
+        if mini_batch_size is not None:
+            raise ValueError("mini_batch_size= (gradient caching) is for Contrastive alone, not for a loss over units")
         seen = Seen(similarity)
         return WithUnits(model, named(self.passages).build(model, seen, None), seen, self.weight)
 

@@ -108,7 +108,8 @@ class Pairs:
         """The pairs as results to be scored."""
         rows = [(qid, self._queries[qid], docno, text) for (qid, docno), text in self._texts.items()]
         frame = pd.DataFrame(rows, columns=["qid", "query", "docno", text_field])
-        return frames.with_scores(frame, np.zeros(len(frame)))
+        # no number: what a teacher does not score must not pass for a score
+        return frames.with_scores(frame, np.zeros(len(frame))).assign(score=np.nan)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(self._texts)

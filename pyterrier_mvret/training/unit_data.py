@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
+from pyterrier_mvret import frames
 from pyterrier_mvret.encoders.splitters import Span, Splitter, checked_spans, named_splitter
 from pyterrier_mvret.training.data import texts_of
 from pyterrier_mvret.training.teachers import Pairs, blocks_by_query, taught
@@ -50,8 +51,9 @@ def with_units(
     Args:
         data: what :func:`groups` or :func:`with_teacher` returned.
         target: a pipeline that scores frames with ``qid``, ``query``, ``docno`` (``d%s0``) and text, such as a
-            cross-encoder; or qrels whose docnos name units so.
-        unit: as for :class:`AGRaME`.
+            cross-encoder; or qrels whose docnos name units so. Where qrels have columns ``start`` and ``end``, as those
+            of ``mvret:mini``, they must be the units' own.
+        unit: as for :class:`AGRaME`; units may not overlap.
         spans: characters of each document's units, by docno; none means what ``unit`` finds.
         delimiter: what a teacher's text has before and after the unit (where the passage itself has it, it becomes its
             full-width form); none shows the teacher the unit alone.
@@ -121,6 +123,9 @@ def _judged(data: "Dataset", qrels: pd.DataFrame, spans: _Spans, min_label: int)
     pt.validate.columns(qrels, includes=["qid", "docno", "label"])
     relevant: dict[tuple[str, str], set[int]] = {}
     chosen = qrels[qrels["label"] >= min_label]
+    judged: dict[str, list[int]] = {}
+    if {frames.START, frames.END} <= set(qrels.columns):
+        judged = dict(zip(chosen["docno"], chosen[[frames.START, frames.END]].to_numpy().tolist(), strict=True))
     for qid, name in zip(chosen["qid"], chosen["docno"], strict=True):
         docno, _, number = str(name).rpartition("%s")
         if not docno or not number.isdecimal():
@@ -136,6 +141,10 @@ def _judged(data: "Dataset", qrels: pd.DataFrame, spans: _Spans, min_label: int)
             right = relevant.get((row["qid"], docno), set())
             if right and max(right) >= len(units):
                 raise ValueError(f"{docno}%s{max(right)} is judged, and {docno!r} has {len(units)} units: other spans?")
+            for i in right:
+                place = judged.get(f"{docno}%s{i}", units[i])
+                if place != units[i]:
+                    raise ValueError(f"{docno}%s{i} was judged as characters {place}, and is {units[i]}: pass spans=")
             scores[-1].append([0.0 if i in right else -np.inf for i in range(len(units))])
     if not any(0.0 in one for row_scores in scores for one in row_scores):
         raise ValueError("no unit of any document is relevant: are these judgements of units of this data?")

@@ -305,3 +305,39 @@ def test_any_spans(agrame, index, tiny_encoder, seed, stored):
         got = rows.get_group((qid, docno)) if expected else out[:0]
         assert got["docno"].tolist() == [f"{docno}%s{i}" for i in expected]
         np.testing.assert_allclose(got["score"], [one[2] for one in expected.values()], atol=1e-4)
+
+
+def test_weights_of_query_tokens(agrame, marked):
+    plain = agrame.unit_scorer()(candidates())
+    counts = {row.qid: len(agrame.encoder.encode_queries([row.query]).vectors) for row in QUERIES.itertuples()}
+    frame = candidates()
+    weights = {qid: np.full(n, 2.0, np.float32) for qid, n in counts.items()}
+    twice = agrame.unit_scorer()(frame.assign(query_weights=frame["qid"].map(weights)))
+    np.testing.assert_allclose(
+        twice[["unit_score", "passage_score"]], 2 * plain[["unit_score", "passage_score"]], atol=1e-4
+    )
+    # beside vectors they are of those vectors' tokens
+    beside = agrame.query_encoder()(frame).assign(query_weights=frame["qid"].map(weights))
+    np.testing.assert_allclose(agrame.unit_scorer()(beside)["score"], plain["score"], atol=1e-5)
+    with pytest.raises(ValueError, match="a second marker makes two"):
+        mv.AGRaME(marked).unit_scorer()(frame.assign(query_weights=frame["qid"].map(weights)))
+    with pytest.raises(ValueError, match="query_spans name parts"):
+        agrame.unit_scorer()(frame.assign(query_weights=1, query_spans=[[(0, 5)]] * len(frame)))
+
+
+@pytest.mark.parametrize("found", [[(0, 3, 4)], [(0, 99)], [(3, 3)]])
+def test_a_splitter_of_ones_own_is_checked(tiny_encoder, found):
+    class Wrong:
+        def split(self, text):
+            return found
+
+    with pytest.raises(ValueError, match="Wrong object at .* of the text"):
+        mv.AGRaME(tiny_encoder, unit=Wrong()).unit_scorer()(candidates())
+
+
+def test_windows_may_overlap_and_spans_be_read_once(tiny_encoder, agrame):
+    out = mv.AGRaME(tiny_encoder, unit=mv.Phrases(3, stride=1)).unit_scorer()(candidates())
+    assert out[(out["qid"] == "1") & (out["parent_docno"] == "p2")]["text"].tolist() == ["The sky is", "sky is blue."]
+    one = candidates()[lambda f: f["docno"] == "p1"]
+    lazy = one.assign(spans=[(s for s in [(0, 9), (13, 21)]) for _ in range(len(one))])
+    assert agrame.unit_scorer()(lazy)["text"].tolist() == ["A cat sat", "the mat."] * 2

@@ -75,12 +75,20 @@ def test_spans_may_be_given(data):
         (qrels("a%s1", label=0), "no unit of any document is relevant"),
         (qrels("z%s0"), "no unit of any document is relevant"),
         (pt.apply.generic(lambda frame: frame.assign(score=np.nan)), "the score nan to document 'a%s0'"),
-        (pt.apply.generic(lambda frame: frame[:1]), "no score to document 'a%s1'"),
+        (pt.apply.generic(lambda frame: frame), "the score nan to document 'a%s0'"),
+        (pt.apply.generic(lambda frame: frame[:1].assign(score=1.0)), "no score to document 'a%s1'"),
     ],
 )
 def test_targets_that_fit_no_unit(data, target, message):
     with pytest.raises(ValueError, match=message):
         with_units(data, target)
+
+
+def test_places_of_judgements_are_compared_where_they_are_known(data):
+    judged = qrels("a%s1").assign(start=11, end=30)
+    assert with_units(data, judged)[0]["unit_scores"][0] == [-np.inf, 0.0]
+    with pytest.raises(ValueError, match=r"a%s1 was judged as characters \[11, 29\], and is \[11, 30\]: pass spans="):
+        with_units(data, judged.assign(end=29))
 
 
 def test_rows_are_checked(data):

@@ -289,10 +289,11 @@ def test_what_trains_no_marker_is_refused(tiny, planted):
         with pytest.raises(ValueError, match="is trained with loss='multi-granular' and train='all'"):
             model.fit_encoder(units, **{**QUICK, **wrong})
     plain = mv.AGRaME(tiny, device="cpu")
-    with pytest.raises(ValueError, match="pass valid_units=False"):
-        plain.fit_encoder(data, (run, qrels.assign(docno="d1")), loss="n-way", **QUICK)
+    mixed = pd.concat([qrels, qrels.assign(docno="d1")], ignore_index=True)
+    with pytest.raises(ValueError, match="judge units, such as 'd0%s.', and passages, such as 'd1'"):
+        plain.fit_encoder(data, (run, mixed), loss="n-way", **QUICK)
     passages = qrels.assign(docno=qrels["docno"].str.partition("%s")[0])
-    plain.fit_encoder(data, (run, passages), valid_units=False, loss="n-way", **{**QUICK, "learning_rate": 1e-3})
+    plain.fit_encoder(data, (run, passages), loss="n-way", **{**QUICK, "learning_rate": 1e-3})
     assert plain.history["nDCG@10"].notna().any()
 
 
@@ -320,8 +321,28 @@ def test_a_unit_that_cannot_be_saved_is_said_before_training(tiny, planted, tmp_
 
 def test_units_are_not_scored_with_saliences(tiny, planted):
     model = mv.Aligner(tiny, mv.TopK(1), device="cpu")  # trains salience heads
-    with pytest.raises(ValueError, match="not for salience heads that weigh in scores"):
+    with pytest.raises(ValueError, match="by plain MaxSim, and this model scores by Alignment"):
         model.fit_encoder(planted[3], loss=MultiGranular("n-way"), **QUICK)
+
+
+def test_other_rules_and_gradient_caching_are_refused(tiny, planted):
+    units = planted[3]
+    for model in (mv.ColBERT(tiny, normalize="query", device="cpu"), mv.Aligner(tiny, device="cpu")):
+        fit = model.fit if isinstance(model, mv.ColBERT) else model.fit_encoder
+        with pytest.raises(ValueError, match="by plain MaxSim, and this model scores by"):
+            fit(units, loss=MultiGranular("n-way"), **QUICK)
+    model = mv.AGRaME(tiny, device="cpu")
+    with pytest.raises(ValueError, match="for Contrastive alone"):
+        model.fit_encoder(units, **QUICK, mini_batch_size=2)
+    with pytest.raises(ValueError, match="prepare= is taken"):
+        mv.AGRaME(tiny, query_marker=None, device="cpu").fit_encoder(units, **QUICK, prepare=print)
+
+
+def test_a_trained_marker_may_be_trained_on_in_any_way(tiny, planted):
+    data, _, _, units = planted
+    model = mv.AGRaME(tiny, query_marker="[Q2]", device="cpu").fit_encoder(units, **{**QUICK, "max_steps": 1})
+    model.fit_encoder(data, loss="n-way", train="last:1", **{**QUICK, "max_steps": 1})
+    assert markers.of_units(model.encoder, "[Q2]")
 
 
 def test_the_loss_is_what_the_data_was_made_for(tiny, planted):
@@ -333,6 +354,7 @@ def test_the_loss_is_what_the_data_was_made_for(tiny, planted):
     model = mv.AGRaME(tiny, device="cpu")
     judged = qrels.assign(docno=qrels["docno"].str.partition("%s")[0])
     model.text_scorer(**QUICK, n=2).fit(run, judged)
+    assert model.history["loss"].notna().any()
     assert len(model.history)
 
 
