@@ -93,3 +93,18 @@ def test_aligner_example_chooses_prunes_and_explains(tmp_path):
     assert re.search(r"^Chosen by 8 topics: Top[KP]\(", printed, flags=re.M)
     assert set(re.findall(r"\d+% kept, refine=\w+", printed)) == {"40% kept, refine=pruned", "40% kept, refine=full"}
     assert (tmp_path / "pruning.png").is_file()
+
+
+@pytest.mark.slow
+def test_agrame_example_marks_sentences_and_writes_a_page(tmp_path):
+    page = tmp_path / "page.html"
+    printed = run("examples/agrame.py", "--query", "<script>spring tide & full moon", "--html", str(page))
+    assert re.search(r"^nat-spring-tide: .*\[1> It comes twice in each lunar month,.* <1\]", printed, flags=re.M)
+    assert "\033" not in printed  # colours are for terminals
+    alpha = {a: float(re.search(rf"colbert >> AGRaME, alpha {a} +(\S+)", printed)[1]) for a in "01"}
+    alone = float(re.search(r"sentences encoded alone +(\S+)", printed)[1])
+    assert alone < alpha["0"]  # context of the passage helps, without training
+    written = page.read_text(encoding="utf-8")
+    assert "&lt;script&gt;spring tide &amp; full moon" in written
+    assert not re.search(r"<script|https?:|<img|<link", written)
+    assert written.count('class="best"') == 1
