@@ -140,11 +140,11 @@ with tempfile.TemporaryDirectory() as folder:
     shown = agrame.fold("max")(units).nsmallest(arguments.show, "rank")
     best = units.sort_values("rank").groupby("parent_docno").head(arguments.sentences)
     best = best[best["parent_docno"].isin(shown["docno"])]
-    print(f"\n{query}\n")
+    print(f"\n{printable(query)}\n")
     page = []
     for passage in shown["docno"]:
         mine, text = best[best["parent_docno"] == passage], texts[passage]
-        print(f"{passage}: {marked(printable(text), mine, in_terminal, str)}\n")
+        print(f"{printable(passage)}: {marked(printable(text), mine, in_terminal, str)}\n")
         page.append(f"<h2>{html.escape(passage)}</h2>\n<p>{marked(text, mine, in_page, html.escape)}</p>")
     scores = best[["rank", "docno", "unit_score", "passage_score", "score"]]
     print(scores.round(2).to_string(index=False) if len(best) else "no passage found")
