@@ -69,6 +69,7 @@ def test_quoted_results_are_the_kept_ones():
     run("benchmarks/pruning.py")
     run("benchmarks/aligner_ablations.py")
     run("benchmarks/agrame_sentences.py")
+    run("benchmarks/agrame_questions.py")
 
 
 def test_agreement_of_the_two_readings_is_as_quoted():
