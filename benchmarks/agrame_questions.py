@@ -14,6 +14,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ COLLECTIONS = ("mvret:mini", "squad-a", "hotpot100")
 DTYPES = ("float32", "float16", "bfloat16", "int8", "residual4", "residual2", "residual1")
 SENTENCE, MIXED, PASSAGE = "sentence P@1", "sentence P@1, alpha 1", "passage P@1"
 DIVISORS: dict[str, Callable[[Any], Any]] = {"tokens": np.asarray, "root of tokens": np.sqrt}
-Floats, Bools, Ints = npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
 #: one line of a table: what it is called, facts, and whether each query's first is relevant, by measure
 Line = tuple[str, dict[str, Any], dict[str, Bools]]
 
@@ -78,7 +81,7 @@ class Setting:
 
     def scores(self, vectors: Floats, units: UnitRows, weights: Sequence[Floats] | None = None) -> Floats:
         """(queries, units); ``weights`` of each query's tokens."""
-        each = weights or [None] * len(self.queries)
+        each: Sequence[Floats | None] = weights or [None] * len(self.queries)
         return np.stack([unit_scores(q, vectors, units, w) for q, w in zip(self.queries, each, strict=True)])
 
 
@@ -198,7 +201,7 @@ def units(s: Setting) -> Iterator[Line]:
         }
         if kind == "sentence":
             for cap in (16, 32):
-                ways[f"of {cap} tokens"] = s.scores(s.passages.vectors, some(rows, lambda r, c=cap: r[:c]))  # type: ignore[misc]
+                ways[f"of {cap} tokens"] = s.scores(s.passages.vectors, some(rows, itemgetter(slice(cap))))
         else:
             ways["+ sentence"] = own + sentence[:, of]
         for way, scores in ways.items():

@@ -75,9 +75,9 @@ def lines(file: Path) -> list[str]:
 def marked(text: str, sentences: pd.DataFrame, mark: Callable[[str, int], str], plain: Callable[[str], str]) -> str:
     """A passage's text with some of its sentences marked, by their rank among all sentences."""
     parts, at = [], 0
-    for sentence in sentences.sort_values("start").itertuples():
-        parts += [plain(text[at : sentence.start]), mark(text[sentence.start : sentence.end], sentence.rank + 1)]
-        at = sentence.end
+    for start, end, rank in sentences.sort_values("start")[["start", "end", "rank"]].to_numpy().tolist():
+        parts += [plain(text[at:start]), mark(text[start:end], rank + 1)]
+        at = end
     return "".join([*parts, plain(text[at:])])
 
 
