@@ -127,7 +127,18 @@ def encoders(s: Setting) -> Iterator[Line]:
 
 
 def lengths(s: Setting) -> Iterator[Line]:
-    """The same passages and sentences, encoded in longer texts: of one article where docnos tell it, or by chance."""
+    """The same sentences, encoded in parts of their passages, and in longer texts: of one article, or by chance."""
+    for most in (2, 4):
+        pieces = [(i, spans[at : at + most]) for i, spans in enumerate(s.spans) for at in range(0, len(spans), most)]
+        texts = [s.texts[i][spans[0][0] : spans[-1][1]] for i, spans in pieces]
+        batch = s.encoder.encode_docs(texts, verbose=True)
+        inner = [[(a - spans[0][0], b - spans[0][0]) for a, b in spans] for _, spans in pieces]
+        rows = unit_rows(batch.spans, batch.offsets, texts, inner)
+        yield (
+            f"up to {most} sentences",
+            _around(batch, rows),
+            {SENTENCE: first(s.scores(batch.vectors, rows), s.wanted)},
+        )
     shuffled = np.random.default_rng(0).permutation(len(s.texts))
     articles = pd.factorize(pd.Series(s.docnos).str.extract(r"^(a\d\d)p\d$")[0])[0]  # -1 for all but squad-a
     sizes = np.diff(s.passages.offsets)
@@ -137,24 +148,22 @@ def lengths(s: Setting) -> Iterator[Line]:
             plans[f"up to {most} of an article"] = _grouped(range(len(s.texts)), articles, sizes, most)
         plans[f"up to {most} by chance"] = _grouped(shuffled, np.zeros(len(s.texts)), sizes, most)
     for way, groups in plans.items():
-        spans, inner, texts = [], [], []
+        places, joined, inner = [], [], []
         for group in groups:
             starts = np.cumsum([0, *(len(s.texts[i]) + 1 for i in group)])[:-1]
-            texts.append(" ".join(s.texts[i] for i in group))
+            joined.append(" ".join(s.texts[i] for i in group))
             inner.append([(a + at, b + at) for at, i in zip(starts, group, strict=True) for a, b in s.spans[i]])
-            spans.append([(at, at + len(s.texts[i])) for at, i in zip(starts, group, strict=True)])
-        batch = s.encoder.encode_docs(texts, verbose=True)
+            places.append([(at, at + len(s.texts[i])) for at, i in zip(starts, group, strict=True)])
+        batch = s.encoder.encode_docs(joined, verbose=True)
         order = [i for group in groups for i in group]
         back = np.argsort(np.concatenate([np.flatnonzero(s.passage_of == i) for i in order]))
-        units = unit_rows(batch.spans, batch.offsets, texts, inner)
+        units = unit_rows(batch.spans, batch.offsets, joined, inner)
         own = s.scores(batch.vectors, units)[:, back]
-        passages = s.scores(batch.vectors, unit_rows(batch.spans, batch.offsets, texts, spans))[:, np.argsort(order)]
+        passages = s.scores(batch.vectors, unit_rows(batch.spans, batch.offsets, joined, places))[:, np.argsort(order)]
         around = s.scores(batch.vectors, whole(batch))[:, units.texts[back]]
-        tokens = np.diff(batch.offsets)[units.texts]
-        fact = {"tokens around a sentence": round(float(tokens.mean())), "cut off": int((units.sizes == 0).sum())}
         yield (
             way,
-            fact,
+            _around(batch, units),
             {
                 SENTENCE: first(own, s.wanted),
                 MIXED: first(own + passages[:, s.passage_of], s.wanted),
@@ -162,6 +171,12 @@ def lengths(s: Setting) -> Iterator[Line]:
                 PASSAGE: first(passages, s.wanted_passages),
             },
         )
+
+
+def _around(batch: TokenBatch, rows: UnitRows) -> dict[str, Any]:
+    """Tokens of the text around a sentence, on average, and sentences that are beyond its end."""
+    tokens = np.diff(batch.offsets)[rows.texts]
+    return {"tokens around a sentence": round(float(tokens.mean())), "cut off": int((rows.sizes == 0).sum())}
 
 
 def _grouped(order: Any, articles: npt.NDArray[Any], sizes: Ints, most: int) -> list[list[int]]:
@@ -304,6 +319,8 @@ PLANNED: dict[str, list[tuple[str, str, str]]] = {
         (measure, left, right)
         for measure in (SENTENCE, PASSAGE)
         for left, right in (
+            ("up to 2 sentences", "passages alone"),
+            ("up to 4 sentences", "passages alone"),
             ("up to 2 of an article", "passages alone"),
             ("up to 4 of an article", "passages alone"),
             ("up to 2 by chance", "passages alone"),
@@ -339,7 +356,7 @@ def measured(experiment: str, setting: Setting, labels: dict[str, str]) -> tuple
         rows.append({**labels, "way": way, **means, **facts})
     contrasts = []
     for measure, left, right in PLANNED[experiment]:
-        if left in lines:
+        if left in lines and measure in lines[left][1]:
             two = (lines[way][1][measure] for way in (left, right))
             contrasts.append(compared(*two, **labels, measure=measure, contrast=f"{left} - {right}"))
     return rows, corrected(contrasts)
