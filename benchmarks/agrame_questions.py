@@ -379,10 +379,12 @@ if __name__ == "__main__":
     kept: dict[str, Any] = json.loads(FILE.read_text()) if FILE.is_file() else {}
     if arguments.data is not None:
         command = "OMP_NUM_THREADS=1 python benchmarks/agrame_questions.py --data FOLDER --encoder all-mpnet-base-v2"
+        spaces = kept.get("about", {}).get("encoders", {})
         kept["about"] = about(command, ("torch", "sentence-transformers")) | {"tokens of a text": LENGTH}
+        kept["about"]["encoders"] = spaces
         for encoder in (mv.models.MINILM, *arguments.encoder):
             model = mv.TokenEncoder(encoder, doc_length=LENGTH)
-            kept["about"].setdefault("encoders", {})[model.space] = {"dim": model.dim}
+            spaces[model.space] = {"dim": model.dim}
             for collection in arguments.collections:
                 setting = Setting(Sentences(collection, arguments.data), model)
                 labels = {"collection": collection, "encoder": model.space}
@@ -390,6 +392,7 @@ if __name__ == "__main__":
                     found = dict(zip(("rows", "contrasts"), measured(experiment, setting, labels), strict=True))
                     for part, rows in found.items():
                         table = kept.setdefault(experiment, {}).setdefault(part, [])
-                        table[:] = [row for row in table if not labels.items() <= row.items()] + rows
+                        others = [row for row in table if not labels.items() <= row.items()]
+                        table[:] = sorted(others + rows, key=lambda row: COLLECTIONS.index(row["collection"]))
                     FILE.write_text(json.dumps(kept, indent=1) + "\n")
     shown(kept)
