@@ -197,6 +197,26 @@ def sentences() -> str:
     return "\n".join(["", *lines, f"\n\\* differs from sentences encoded alone: {test}.", ""])
 
 
+def agrame_training() -> str:
+    """P@1 of topics that were not trained on, by what was trained."""
+    rows = json.loads((HERE / "agrame_train.json").read_text())["rows"]
+    ranked = {"sentences, alpha 0": "sentences", "sentences, alpha 1": "alpha 1", "passages": "passages"}
+    collections = list(dict.fromkeys(row["collection"] for row in rows))
+    heads = [f"{name}, {what}" for name in collections for what in ranked.values()]
+    lines = [f"| trained on | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    for condition in dict.fromkeys(row["condition"] for row in rows):
+        cells = []
+        for name in collections:
+            for way in ranked:
+                key = (condition, name, way)
+                mine = [row for row in rows if (row["condition"], row["collection"], row["ranked"]) == key]
+                mean = sum(row["P@1"] * row["topics"] for row in mine) / sum(row["topics"] for row in mine)
+                seeds = [row["P@1"] for row in mine]
+                cells.append(f"{mean:.3f} ({min(seeds):.2f} to {max(seeds):.2f})")
+        lines.append(f"| {condition} | {' | '.join(cells)} |")
+    return "\n".join(["", *lines, ""])
+
+
 def filled(text: str) -> str:
     """README.md with its quoted results replaced."""
     for name, table in (
@@ -211,6 +231,7 @@ def filled(text: str) -> str:
         ("pruning", pruning()),
         ("training", training()),
         ("sentences", sentences()),
+        ("agrame training", agrame_training()),
     ):
         block = f"<!-- {name} -->{table}<!-- /{name} -->"
         text = re.sub(rf"<!-- {name} -->(.*?<!-- /{name} -->)?", lambda _, b=block: b, text, flags=re.S)

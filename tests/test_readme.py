@@ -70,6 +70,8 @@ def test_quoted_results_are_the_kept_ones():
     run("benchmarks/aligner_ablations.py")
     run("benchmarks/agrame_sentences.py")
     run("benchmarks/agrame_questions.py")
+    run("benchmarks/agrame_train.py")
+    run("benchmarks/agrame_cite.py")
 
 
 def test_agreement_of_the_two_readings_is_as_quoted():
