@@ -58,7 +58,7 @@ class Collection(Sentences):
     """With judgements of passages, and of which third each question is."""
 
     def __init__(self, data: Path, name: str):
-        super().__init__(data / name)
+        super().__init__(name, data)
         self.name, self.passage_qrels = name, load(collection=str(data / name))[2]
         with tempfile.TemporaryDirectory() as folder:
             found = bm25(self.passages, Path(folder) / "words.pisa", CANDIDATES[name])(self.topics)
