@@ -102,19 +102,23 @@ class Citer(Component):
                 answers.append(answer)
                 groups.append(distinct_rows)
                 given.append(parts)
-        claims, store = self._claims(answers, given), self._store()
+        store = self._store()
         cited: list[Citation] = []
+        empty: list[str] = []  # for each proposition without tokens its sentence
         bar = pt.tqdm(total=len(groups), desc="citing", unit="answer", disable=not self.verbose)
         for block, distinct in blocks_of(keys, groups):
             vectors, offsets = self._held(distinct, store)
-            for i, at in block:
+            encoded = self._claims([answers[i] for i, _ in block], [given[i] for i, _ in block])
+            for (i, at), claims in zip(block, encoded, strict=True):
                 # equal texts have equal scores: each is scored once
                 places, back = np.unique(at, return_inverse=True)
                 passages = UnitRows.of_runs(offsets[places], offsets[places + 1])
-                scores = unit_scores(claims[i].vectors, vectors, passages, weights=claims[i].parts)[:, back]
-                cited += _citations(claims[i], scores, groups[i], self.margin)
+                scores = unit_scores(claims.vectors, vectors, passages, weights=claims.parts)[:, back]
+                cited += _citations(claims, scores, groups[i], self.margin)
+                empty += [claims.answer.sentences[n] for n in claims.sentence[~claims.parts.any(axis=1)]]
                 bar.update()
         bar.close()
+        _warn_of_empty(empty, sum(len(parts) for of_answer in given for parts in of_answer))
         return self._framed(inp, cited)
 
     def _parts(
@@ -139,7 +143,7 @@ class Citer(Component):
             raise ValueError(f"propositions of query {qid!r}: {error}") from error
 
     def _claims(self, answers: list[Answer], given: list[list[list[list[Span]]]]) -> list[Claims]:
-        """Answers with the vectors of their sentences, all encoded in one go.
+        """Answers with the vectors of their sentences, all of a block encoded in one go.
 
         The marker is the ordinary one: the second was trained for whole queries, and the paper does not say which it
         took.
@@ -148,7 +152,6 @@ class Citer(Component):
         batch = self.encoder.encode_queries(sentences, whole=True)
         of_sentences = [propositions for of_answer in given for propositions in of_answer]
         units = proposition_rows(batch.spans, batch.offsets, sentences, of_sentences)
-        _warn_of_empty(units, sentences)
         firsts = np.cumsum([0, *(len(answer.spans) for answer in answers)])
         bounds = np.searchsorted(units.texts, firsts)
         claims = []
@@ -236,11 +239,10 @@ def _distinct(names: list[str], keys: list[str], rows: Array, qid: str) -> Array
     return np.array([first[name] for name in sorted(first)])
 
 
-def _warn_of_empty(units: UnitRows, sentences: list[str]) -> None:
-    empty = np.flatnonzero(units.sizes == 0)
-    if len(empty):
+def _warn_of_empty(empty: list[str], propositions: int) -> None:
+    if empty:
         warnings.warn(
-            f"{len(empty)} of {len(units)} propositions have no token and cite nothing (no word of theirs is in their "
-            f"sentence, or it is cut off), the first of {sentences[units.texts[empty[0]]]!r}",
+            f"{len(empty)} of {propositions} propositions have no token and cite nothing (no word of theirs is in "
+            f"their sentence, or it is cut off), the first of {empty[0]!r}",
             stacklevel=2,
         )

@@ -165,6 +165,8 @@ def test_answers_may_be_lists_of_sentences(agrame):
     pd.testing.assert_frame_equal(out.drop(columns="qanswer"), expected.drop(columns="qanswer"))
     arrays = {qid: np.array(sentences, dtype=object) for qid, sentences in cut.items()}
     again = agrame.cite()(contexts(qanswer=arrays))
+    copies = contexts(qanswer=arrays).assign(qanswer=lambda f: [a.copy() for a in f["qanswer"]])
+    pd.testing.assert_frame_equal(agrame.cite()(copies).drop(columns="qanswer"), expected.drop(columns="qanswer"))
     pd.testing.assert_frame_equal(again.drop(columns="qanswer"), expected.drop(columns="qanswer"))
 
 
@@ -313,3 +315,39 @@ def test_passages_may_be_pooled_but_not_sentences(tiny):
     assert len(out) == 3
     whole = mv.AGRaME(tiny, device="cpu").cite()(contexts())
     assert not np.allclose(out["score"], whole["score"])
+
+
+def test_answers_are_encoded_block_by_block(agrame, monkeypatch):
+    """So that as many sentences are held as belong to the passages that are."""
+    lost = {"1": [["nobody knows", "the cat"], []], "2": [["it", "who knows"]]}
+    asked = []
+
+    def encode(self, texts, *args, **kwargs):
+        asked.append(len(texts))
+        return encode_queries(self, texts, *args, **kwargs)
+
+    with pytest.warns(UserWarning, match="2 of 4 propositions"):
+        expected = agrame.cite()(contexts(qpropositions=lost))
+    encode_queries = mv.TokenEncoder.encode_queries
+    monkeypatch.setattr(mv.TokenEncoder, "encode_queries", encode)
+    monkeypatch.setattr("pyterrier_mvret.encoders.stages._TEXTS_A_BLOCK", 1)
+    with pytest.warns(UserWarning, match="2 of 4 propositions .* first of 'The cat sat and") as warned:
+        out = agrame.cite()(contexts(qpropositions=lost))
+    pd.testing.assert_frame_equal(out, expected)
+    assert asked == [2, 1]
+    assert len(warned) == 1
+
+
+def test_an_index_of_another_model_is_refused_before_any_work(index, minilm, monkeypatch):
+    monkeypatch.setattr(mv.TokenEncoder, "encode_queries", lambda *_, **__: pytest.fail("encoded"))
+    with pytest.raises(ValueError, match="the model"):
+        mv.AGRaME(minilm).cite(index)(contexts())
+
+
+def test_the_best_passage_of_a_sentence_comes_first(minilm):
+    frame = pd.DataFrame({"qid": "1", "docno": ["a", "b"], "text": ["Cats purr.", "Dogs run fast in the rain."]})
+    frame["qanswer"] = "Cats purr and dogs run fast in the rain."
+    out = mv.AGRaME(minilm).cite(propositions=lambda sentence: sentence.split(" and "))(frame)
+    assert out["docno"].tolist() == ["b", "a"]
+    assert out["propositions"].tolist() == [[1], [0]]
+    assert out["rank"].tolist() == [0, 1]

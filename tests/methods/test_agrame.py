@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyterrier_mvret as mv
-from pyterrier_mvret.encoders.markers import UnitMarker
+from pyterrier_mvret.encoders.markers import UnitMarker, WithoutUnitMarker
 from pyterrier_mvret.scoring import maxsim_packed
 
 PASSAGES = {
@@ -227,6 +227,15 @@ def test_units_are_scored_with_the_second_marker_and_passages_with_the_first(mar
     ordinary = mv.AGRaME(marked, query_marker=None).unit_scorer()(candidates())
     assert not np.allclose(ordinary["unit_score"], out["unit_score"])
     np.testing.assert_allclose(ordinary["passage_score"], out["passage_score"], atol=1e-5)
+
+
+def test_propositions_cite_with_the_first_marker(marked):
+    frame = candidates().assign(qanswer="the cat sat. a dog ran.")
+    without = mv.TokenEncoder(copy.deepcopy(marked.model))
+    WithoutUnitMarker()(without.model)
+    columns = ["docno", "sentence_id", "score", "margin"]
+    out, expected = (mv.AGRaME(encoder).cite()(frame)[columns] for encoder in (marked, without))
+    pd.testing.assert_frame_equal(out, expected)
 
 
 def test_both_encodings_of_all_queries_are_one_call(marked, monkeypatch):
