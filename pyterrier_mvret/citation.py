@@ -81,15 +81,17 @@ def cited_sentences(
     columns = ["qid", "docno", "rank", frames.SENTENCE_ID, frames.SENTENCE]
     pt.validate.columns(citations, includes=columns)
     cited: dict[tuple[str, int], list[tuple[str, str]]] = {}
-    for qid, docno, _, number, sentence in citations[columns].sort_values("rank").itertuples(index=False):
+    ranked = citations[columns].sort_values("rank", kind="stable")
+    for qid, docno, _, number, sentence in ranked.itertuples(index=False):
         cited.setdefault((qid, number), []).append((docno, sentence))
     out = []
     for qid, rows in frames.query_groups(answers):
         answer = answer_of(answers[frames.ANSWER], rows, qid, named_splitter(splitter))
         for number, (sentence, span) in enumerate(zip(answer.sentences, answer.spans, strict=True)):
             found = cited.pop((qid, number), [])
-            if any(other != sentence for _, other in found):
-                cited[qid, number] = found
+            wrong = [one for one in found if one[1] != sentence]
+            if wrong:
+                cited[qid, number] = wrong
             out.append((qid, number, sentence, *span, [docno for docno, _ in found]))
     if cited:
         (qid, number), found = next(iter(cited.items()))

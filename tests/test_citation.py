@@ -80,6 +80,19 @@ def test_citations_of_another_answer_are_an_error(row):
         cited_answers(citations(row), ANSWERS)
 
 
+def test_the_wrong_one_of_several_sentences_is_named():
+    mixed = citations(("1", 1, "Dogs bark!", "d1"), ("1", 1, "Dogs meow!", "d2"))
+    with pytest.raises(ValueError, match="is not 'Dogs meow!'"):
+        cited_sentences(mixed, ANSWERS)
+
+
+def test_equal_ranks_stay_in_order():
+    """Such as of the citations of two stages, one after the other."""
+    docnos = [f"d{i}" for i in range(50, 0, -1)]
+    tied = citations(*(("1", 1, "Dogs bark!", docno) for docno in docnos)).assign(rank=np.arange(50) % 2)
+    assert cited_sentences(tied, ANSWERS)["docnos"][1] == docnos[::2] + docnos[1::2]
+
+
 def test_another_splitter(tiny_encoder):
     answers = pd.DataFrame({"qid": ["1"], "qanswer": ["a cat sat on the mat"], "docno": ["d"], "text": ["a mat"]})
     split = mv.Phrases(3)
@@ -166,6 +179,11 @@ def test_the_judge_reads_passages_in_order_one_a_line():
 
     citation_quality(judged(("a b", ["y", "x"])), WORDS, judge)
     assert asked == [("b\na", "a b"), ("b", "a b"), ("a", "a b"), ("a", "a b"), ("b", "a b")]
+
+
+def test_a_sentence_without_citations_is_not_judged():
+    quality = citation_quality(judged(("a b", []), ("a", ["unknown"])), WORDS, lambda *_: pytest.fail("was asked"))
+    assert (quality.recall, quality.precision) == (0, 0)
 
 
 def test_nothing_to_judge_is_an_error():
