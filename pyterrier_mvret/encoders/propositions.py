@@ -79,7 +79,10 @@ def proposition_spans(propositions: Iterable[Any], sentence: str) -> list[list[S
 
 def _words(text: str) -> list[tuple[str, Span]]:
     """Words, comparable, with their characters: runs of letters, digits and marks, and single ideographs and kana."""
-    kinds = [_kind(c, i) for i, c in enumerate(text)]
+    kinds: list[int | None] = []
+    for place, character in enumerate(text):
+        mark = unicodedata.combining(character) and kinds and kinds[-1] is not None
+        kinds.append(kinds[-1] if mark else _kind(character, place))
     words, start = [], 0
     for kind, run in groupby(kinds):
         end = start + len(list(run))

@@ -43,9 +43,10 @@ def test_nothing_is_found_in_nothing():
         (HINDI, f"x {HINDI}!", [HINDI]),
         ("STRASSE", "die Stra\u00dfe", ["Stra\u00dfe"]),
         ("\u65e5\u672c", "\u65b0\u65e5\u672c\u8a9e", ["\u65e5\u672c"]),
+        ("\u304c\u304f", "\u79c1\u306f\u304b\u3099\u304f\u3055\u3044", ["\u304b\u3099\u304f"]),
         ("\ufb01rm", "a firm", ["firm"]),
     ],
-    ids=["composed", "vowel signs", "case folding", "no blanks", "ligature"],
+    ids=["composed", "vowel signs", "case folding", "no blanks", "voiced kana", "ligature"],
 )  # fmt: skip
 def test_words_of_any_script(proposition, sentence, parts):
     assert [sentence[a:b] for a, b in aligned_spans(proposition, sentence)] == parts
