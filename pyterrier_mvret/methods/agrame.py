@@ -155,7 +155,7 @@ class AGRaME(TokenModel):
             margin: a proposition cites its best passage only if that is ahead of the next one by so much (1.0 in the
                 paper's variant of higher precision). It is a difference of MaxSim sums of cosines, where each token
                 adds at most 1, so that long propositions pass more easily. A single passage is always cited. None asks
-                for nothing; rows whose ``margin`` is below one can be dropped afterwards to the same end.
+                for nothing; dropping rows whose ``margin`` is lower leaves each sentence the same passages.
             propositions: a function that returns a sentence's propositions, strings or lists of spans, where the frame
                 has no ``qpropositions``; such as a model that segments sentences (the paper's is SegmenT5).
             splitter: cuts answers that are strings into sentences; as ``unit`` of the model, which cuts passages.
