@@ -138,6 +138,8 @@ def run(collections: list[Collection], condition: str, seed: int) -> list[dict[s
 def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Means over topics of all seeds, with the least and the largest seed's P@1."""
     frame = pd.DataFrame(rows)
+    if len({frozenset(mine) for _, mine in frame.groupby("condition")["seed"]}) > 1:  # each seed has other topics
+        print("not every condition was run with every seed: rows are not comparable", file=sys.stderr)
     keys = ["collection", "ranked", "condition"]
     measures = ["P@1", "Success@5", "R@5", "RR@10"]
     weighted = frame[measures].mul(frame["topics"], axis=0).assign(**frame[[*keys, "topics"]])

@@ -212,7 +212,7 @@ def agrame_training() -> str:
                 mine = [row for row in rows if (row["condition"], row["collection"], row["ranked"]) == key]
                 mean = sum(row["P@1"] * row["topics"] for row in mine) / sum(row["topics"] for row in mine)
                 seeds = [row["P@1"] for row in mine]
-                cells.append(f"{mean:.3f} ({min(seeds):.2f} to {max(seeds):.2f})")
+                cells.append(f"{mean:.3f} ({min(seeds):.3f} to {max(seeds):.3f})")
         lines.append(f"| {condition} | {' | '.join(cells)} |")
     return "\n".join(["", *lines, ""])
 

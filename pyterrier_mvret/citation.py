@@ -35,10 +35,7 @@ def answer_of(column: pd.Series, rows: npt.NDArray[np.intp], qid: str, splitter:
     Raises:
         ValueError: no answer, two different ones, or neither a string nor a list of strings.
     """
-    value = frames.first_value(column, rows, qid)
-    others = (column.array[row] for row in rows)
-    if any(not (other is value or frames.is_missing(other) or _plain(other) == _plain(value)) for other in others):
-        raise ValueError(f"query {qid!r} has two different values of {frames.ANSWER}")
+    value = only_value(column, rows, qid)
     if frames.is_text(value):
         return Answer(value, checked_spans(splitter.split(value), value))
     if isinstance(value, str) or not isinstance(value, Iterable) or not all(map(frames.is_text, value)):
@@ -47,9 +44,22 @@ def answer_of(column: pd.Series, rows: npt.NDArray[np.intp], qid: str, splitter:
     return Answer(" ".join(value), [(end - 1 - len(one), end - 1) for one, end in zip(value, ends, strict=True)])
 
 
+def only_value(column: pd.Series, rows: npt.NDArray[np.intp], qid: str) -> Any:
+    """The value that a query's rows have, those that have any.
+
+    Raises:
+        ValueError: none, or two different ones.
+    """
+    value = frames.first_value(column, rows, qid)
+    others = (column.array[row] for row in rows)
+    if any(not (other is value or frames.is_missing(other) or _plain(other) == _plain(value)) for other in others):
+        raise ValueError(f"query {qid!r} has two different values of {column.name}")
+    return value
+
+
 def _plain(value: Any) -> Any:
-    """A value that can be compared, also if it is an array of sentences."""
-    return value if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    """A value that can be compared, also if it is an array, or holds arrays."""
+    return value if isinstance(value, str) or not isinstance(value, Iterable) else [_plain(one) for one in value]
 
 
 def cited_sentences(
@@ -180,6 +190,9 @@ def citation_quality(
     if not len(sentences):
         raise ValueError("there is no sentence to judge")
     rows = []
+    odd = next((one for one in sentences[frames.CITED] if isinstance(one, str) or not isinstance(one, Iterable)), None)
+    if odd is not None or sentences[frames.CITED].isna().any():
+        raise ValueError(f"{frames.CITED} must be a list of docnos for each sentence, got {odd!r}")
     for qid, at in frames.query_groups(sentences):
         of_answer = sentences[[frames.SENTENCE, frames.CITED]].iloc[at].itertuples(index=False)
         judged = [_judged(sentence, docnos, passages, entails) for sentence, docnos in of_answer]

@@ -10,7 +10,7 @@ import pandas as pd
 import pyterrier as pt
 
 from pyterrier_mvret import frames
-from pyterrier_mvret.citation import Answer, answer_of
+from pyterrier_mvret.citation import Answer, answer_of, only_value
 from pyterrier_mvret.component import Component
 from pyterrier_mvret.encoders.propositions import proposition_spans
 from pyterrier_mvret.encoders.splitters import Span, Splitter
@@ -72,7 +72,7 @@ class Citer(Component):
         text_field: str = "text",
         verbose: bool = False,
     ):
-        if margin is not None and not 0 <= margin < np.inf:
+        if margin is not None and (isinstance(margin, str) or not 0 <= margin < np.inf):
             raise ValueError(f"margin must be a finite number of at least 0, or None, got {margin!r}")
         if propositions is not None and not callable(propositions):
             raise ValueError(f"propositions must be a function of a sentence, or None, got {propositions!r}")
@@ -128,7 +128,7 @@ class Citer(Component):
         sentences = answer.sentences
         try:
             if frames.QUERY_PROPOSITIONS in inp.columns:
-                value = frames.first_value(inp[frames.QUERY_PROPOSITIONS], rows, qid)
+                value = only_value(inp[frames.QUERY_PROPOSITIONS], rows, qid)
                 given = [] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
                 if len(given) != len(sentences):
                     raise ValueError(f"expected {len(sentences)} lists, one for each sentence, got {value!r}")

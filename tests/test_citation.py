@@ -199,3 +199,10 @@ def test_from_passages_to_quality(tiny_encoder):
     sentences = cited_sentences(out, frame, mv.Phrases(3))
     assert sentences["sentence"].tolist() == ["the dog ran.", "a cat."]
     assert citation_quality(sentences, dict(zip(frame["docno"], frame["text"])), lambda *_: True).recall == 100
+
+
+@pytest.mark.parametrize("docnos", [None, "['d1']", float("nan")])
+def test_citations_that_are_no_list_are_no_citations(docnos):
+    sentences = pd.DataFrame({"qid": ["1", "1"], "sentence": ["a", "b"], "docnos": [["d1"], docnos]})
+    with pytest.raises(ValueError, match="docnos must be a list of docnos for each sentence"):
+        mv.citation.citation_quality(sentences, {"d1": "a"}, lambda premise, hypothesis: True)

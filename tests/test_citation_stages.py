@@ -249,6 +249,10 @@ def test_an_answer_may_be_missing_in_some_rows_but_not_in_all(agrame):
     ("change", "message"),
     [
         (lambda f: f.assign(qanswer=[f"a{i}" for i in range(len(f))]), "query '1' has two different values of qanswer"),
+        (
+            lambda f: f.assign(qpropositions=[[["a"], [f"sky {i}"]] for i in range(len(f))]),
+            "query '1' has two different values of qpropositions",
+        ),
         (lambda f: f.assign(qanswer=3), "qanswer of query '1' must be a string or a list of sentences, got .*3"),
         (lambda f: f.assign(qanswer=[["a", "\ud83d"]] * len(f)), "qanswer of query '1' must be a string or a list"),
         (lambda f: f.assign(qanswer=[["a", 3]] * len(f)), "qanswer of query '1' must be a string or a list"),
