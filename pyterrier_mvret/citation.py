@@ -164,7 +164,7 @@ class Quality(NamedTuple):
 def citation_quality(
     sentences: pd.DataFrame, passages: Mapping[str, str], entails: Callable[[str, str], bool]
 ) -> Quality:
-    """Citation recall and precision of ALCE (Gao et al. 2023, arXiv 2305.14627, section 3).
+    """Citation recall and precision of ALCE (Gao et al. 2023, arXiv 2305.14627).
 
     A sentence has its recall if the passages that it cites, one after the other, entail it. If they do, a citation
     counts towards precision unless its passage alone does not entail the sentence while the others without it do.

@@ -33,7 +33,7 @@ class AGRaME(TokenModel):
     ``Score(q, s) = S(q, rows of s) + alpha S(q, p)`` for a unit ``s`` of a passage ``p`` (section 4.1): MaxSim over the
     unit's token vectors alone, plus the passage's MaxSim. Nothing is encoded again, and an index does not change. With
     a stock checkpoint this is what the paper calls ColBERTv2 with passage encoding; :meth:`fit_encoder` trains its loss
-    over units (section 3.2) and the second query marker.
+    over units and the second query marker.
 
     Args:
         encoder: a :class:`TokenEncoder`, or what its first argument may be (a folder, a name on the Hub, a model).

@@ -176,7 +176,7 @@ def named(loss: "str | Loss") -> Loss:
 
 @dataclass(frozen=True)
 class MultiGranular:
-    """AGRaME's loss (section 3.2 of the paper): one for passages, plus one for the units inside them.
+    """AGRaME's loss (Reddy et al. 2024): one for passages, plus one for the units inside them.
 
         L = L_psg + sum_i softmax_i(teacher(q, p_i)) KL(softmax_j target(q, s_j) || softmax_j S_in(q, s_j))
 

@@ -45,7 +45,7 @@ def with_units(
 ) -> "Dataset":
     """The same rows with units of their documents, and a target for each: a teacher's score, or a judgement.
 
-    AGRaME's teacher (section 3.2 of the paper) reads the query and the whole passage, with the unit between dollar
+    AGRaME's teacher (Reddy et al. 2024) reads the query and the whole passage, with the unit between dollar
     signs. It was trained by binary cross-entropy on passages whose sentences contain an answer or do not.
 
     Args:

@@ -191,7 +191,7 @@ def unit_similarities(
 
 
 def unit_divergence(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Mean over queries of the weighted divergences of units' softmax from its target (AGRaME, section 3.2).
+    """Mean over queries of the weighted divergences of units' softmax from its target (AGRaME, Reddy et al. 2024).
 
     Args:
         scores: (Q, N, units) of the model; minus infinity for units that are none or have no token.
