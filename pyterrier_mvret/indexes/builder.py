@@ -3,7 +3,6 @@
 Where codes are learned, a sample of the vectors is held besides.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from pyterrier_mvret import frames
 from pyterrier_mvret.indexes import derive, docnos, quantize, residual
 from pyterrier_mvret.indexes.codecs import Codec
 from pyterrier_mvret.indexes.extras import EXTRAS, Extra
-from pyterrier_mvret.indexes.segments import ArrayWriter
+from pyterrier_mvret.indexes.segment_writer import Record, SegmentWriter
 from pyterrier_mvret.scoring import StoredVectors
 
 # what is held before it is written: at most so many documents, and about so many vectors; so few stay in cache
@@ -26,7 +25,6 @@ _VECTORS_A_BLOCK = 1 << 12
 QUANTIZED_FROM = 1 << 19
 # squared length from which on sums of squares leave float32, and k-means with them
 _LONGEST = 1e30
-Record = Mapping[str, Any]
 
 
 class _Block:
@@ -71,7 +69,7 @@ class _Block:
         self.names, self.lengths, self.extras, self._used = [], [], [], 0
 
 
-class SegmentBuilder:
+class SegmentBuilder(SegmentWriter):
     """Writes the arrays of one segment.
 
     Args:
@@ -87,6 +85,8 @@ class SegmentBuilder:
         verbose: a progress bar over what is left to do once all vectors are there.
     """
 
+    content, made_by = frames.DOC_EMBS, frames.DOC_ENCODER
+
     def __init__(
         self,
         folder: Path,
@@ -101,17 +101,11 @@ class SegmentBuilder:
         quantized: bool | None = None,
         verbose: bool = False,
     ):
-        self.folder, self.codec, self.dim = folder, codec, dim
-        self.documents = self.vectors = self.empty = 0
-        self.encoder: dict[str, Any] | None = None
-        self._encoder_text: Any = None
-        self._known, self._check_encoder = known, check_encoder
+        super().__init__(folder, known, check_encoder)
+        self.codec, self.dim = codec, dim
+        self.vectors = 0
         self._quantized, self._verbose = quantized, verbose
         self._shortest, self._longest = np.inf, 0.0  # squared lengths of vectors
-        self._seen = docnos.SeenDocnos()
-        self._hashes: list[npt.NDArray[np.uint64]] = []
-        self._writers: dict[str, ArrayWriter] = {}
-        self._blob_end = 0
         self._keep = {"token_ids": store_ids, "token_offsets": store_offsets, "token_weights": store_weights}
 
     def add(self, records: Iterable[Record]) -> None:
@@ -154,46 +148,9 @@ class SegmentBuilder:
         for field, extra in self._extras:
             rows = np.concatenate([extras[field] for extras in block.extras])
             self._write(field, extra.dtype, extra.columns, rows)
-        encoded = [name.encode() for name in names]
-        sizes = np.array([len(e) for e in encoded], dtype=np.int64)
-        self._write("docno_offsets", "<i8", None, self._running(self._blob_end, sizes, self.documents))
-        self._write("docnos", "|u1", None, np.frombuffer(b"".join(encoded), np.uint8))
-        self._blob_end += int(sizes.sum())
-        self.documents += len(names)
+        self._write_names(names)
         self.vectors += len(vectors)
         self.empty += int((lengths == 0).sum())
-
-    @staticmethod
-    def _running(start: int, lengths: npt.NDArray[np.int64], documents: int) -> npt.NDArray[np.int64]:
-        """Ends of this block's documents; before the first block also the zero that all offsets begin with."""
-        ends = start + np.cumsum(lengths)
-        return ends if documents else np.concatenate([[0], ends])
-
-    def _write(self, field: str, dtype: str, columns: int | None, rows: npt.NDArray[Any]) -> None:
-        if field not in self._writers:
-            self._writers[field] = ArrayWriter(self.folder / f"{field}.npy", dtype, columns)
-        self._writers[field].append(rows)
-
-    def _write_rows(self, field: str, rows: npt.NDArray[Any]) -> None:
-        """Writes rows of the type and width that they have."""
-        little = rows.dtype.newbyteorder("<").str
-        self._write(field, little, rows.shape[1] if rows.ndim == 2 else None, rows)
-
-    def _name(self, record: Record, first: bool) -> str:
-        if not isinstance(record, Mapping):
-            raise ValueError(f"expected a record with docno and {frames.DOC_EMBS}, got {type(record).__name__}")
-        name = record.get("docno")
-        if not name or not frames.is_text(name):
-            raise ValueError(f"a document's docno must be a non-empty string of valid Unicode, got {name!r}")
-        made = record.get(frames.DOC_ENCODER)
-        made = None if frames.is_missing(made) else made
-        if first:
-            self._encoder_text, self.encoder = made, _described(made, name)
-            if self._check_encoder is not None:
-                self._check_encoder(self.encoder)
-        elif made != self._encoder_text:
-            raise ValueError(f"document {name!r} comes from another encoder than the documents before it")
-        return name
 
     def _matrix(self, record: Record, name: str) -> npt.NDArray[Any]:
         value = record.get(frames.DOC_EMBS)
@@ -218,41 +175,14 @@ class SegmentBuilder:
         """Whether documents' token weights are kept."""
         return bool(self._keep["token_weights"])
 
-    def _check_new(self, names: list[str]) -> None:
-        hashed = docnos.hashes(names)
-        self._hashes.append(hashed)
-        for i in self._seen.add(hashed):
-            if names[i] in names[:i] or self._written(names[i]):
-                raise ValueError(f"docno {names[i]!r} occurs twice")
-        if self._known is not None:
-            there = np.flatnonzero(self._known(names))
-            if len(there):
-                raise ValueError(f"docno {names[there[0]]!r} is already in the index")
-
-    def _written(self, name: str) -> bool:
-        """Whether a name is among those written so far; read only where a hash came twice."""
-        if not self.documents:
-            return False
-        for field in ("docnos", "docno_offsets"):
-            self._writers[field].flush()
-        blob = (self.folder / "docnos.npy").read_bytes()
-        ends = np.fromfile(self.folder / "docno_offsets.npy", dtype="<i8")[-(self.documents + 1) :]
-        blob = blob[len(blob) - self._blob_end :]
-        size = len(name.encode())
-        candidates = np.flatnonzero(np.diff(ends) == size)
-        return any(blob[ends[i] : ends[i] + size] == name.encode() for i in candidates)
-
     def finish(self) -> dict[str, Any]:
         """Completes all files; returns the segment's entry in the manifest."""
-        lookup = docnos.lookup_arrays(np.concatenate(self._hashes))
-        for field, array in lookup.items():
-            self._write(field, docnos.FIELDS[field], None, array)
-        files = {field: writer.close() for field, writer in self._writers.items()}
-        self._writers = {}
+        self._write_lookup()
+        files = self._close()
         # up to what half precision leaves of it
         unit = bool(self.vectors and 0.98 < self._shortest <= self._longest < 1.02)
         self._derive(unit)
-        files |= {field: writer.close() for field, writer in self._writers.items()}
+        files |= self._close()
         return {
             "documents": self.documents,
             "vectors": self.vectors,
@@ -295,11 +225,6 @@ class SegmentBuilder:
         arrays = {field: np.load(self.folder / f"{file}.npy", mmap_mode="r") for file, field in fields.items()}
         return StoredVectors(arrays["vectors"], arrays.get("scales"))
 
-    def abort(self) -> None:
-        """Lets go of the files."""
-        for writer in self._writers.values():
-            writer.abort()
-
 
 def _all_finite(array: npt.NDArray[Any]) -> bool:
     """As ``np.isfinite(array).all()``, which for float16 takes longer than writing to disk; uint16 are bfloat16.
@@ -312,27 +237,3 @@ def _all_finite(array: npt.NDArray[Any]) -> bool:
     if array.dtype == np.uint16:
         return int((array & 0x7F80).max(initial=0)) < 0x7F80
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
-
-
-def _described(made: Any, name: str) -> dict[str, Any] | None:
-    """What a document's ``doc_encoder`` column says."""
-    if made is None:
-        return None
-    try:
-        described = json.loads(made)
-    except (TypeError, ValueError):
-        described = None
-    if not isinstance(described, dict):
-        raise ValueError(f"{frames.DOC_ENCODER} of document {name!r} is not a description of an encoder: {made!r}")
-    return described
-
-
-def records_of(documents: Any) -> Iterable[Record]:
-    """Document records from what PyTerrier's users pass to ``index()``: records in any iterable, or a frame.
-
-    Raises:
-        ValueError: a single record or a string.
-    """
-    if isinstance(documents, str | Mapping):
-        raise ValueError(f"expected documents in a list, frame or generator, got one {type(documents).__name__}")
-    return documents.to_dict(orient="records") if hasattr(documents, "to_dict") else documents

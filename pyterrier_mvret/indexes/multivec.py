@@ -1,30 +1,24 @@
 """Token vectors of a collection on disk: build, retrieve, rescore, load."""
 
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyterrier as pt
 
 from pyterrier_mvret import frames
-from pyterrier_mvret.component import Configured
-from pyterrier_mvret.indexes import segments
-from pyterrier_mvret.indexes.builder import SegmentBuilder, records_of
+from pyterrier_mvret.indexes.builder import SegmentBuilder
 from pyterrier_mvret.indexes.codecs import CODECS
 from pyterrier_mvret.indexes.extras import EXTRAS
+from pyterrier_mvret.indexes.segmented import Mode, SegmentedIndex
 from pyterrier_mvret.indexes.stages import MultiVecIndexer, MultiVecRetriever, MultiVecScorer, VecLoader, scoring_of
 from pyterrier_mvret.indexes.store import Store, digest_of
 from pyterrier_mvret.scoring import ScoringRule
 
-Mode = Literal["create", "overwrite", "append"]
 Dtype = Literal["float32", "float16", "bfloat16", "int8", "residual1", "residual2", "residual4"]
-_VERSION = 3
-_KIND = ("multivec_index", "mvret")
 
 
-class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
+class MultiVecIndex(SegmentedIndex[Store]):
     """The token vectors of a collection, in a folder of immutable segments and one manifest.
 
     Build it behind an encoder, ``(colbert.doc_encoder() >> index).index(docs)``; then every verb below is a stage.
@@ -60,8 +54,10 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
     1   1    d2    0.0     1
     """
 
-    ARTIFACT_TYPE, ARTIFACT_FORMAT = _KIND
-    ARTIFACT_PACKAGE_HINT = "pyterrier-mvret"
+    ARTIFACT_TYPE, ARTIFACT_FORMAT = "multivec_index", "mvret"
+    _VERSION = 3
+    _KEYS = ("dtype", "dim", "store_ids", "store_offsets", "encoder", "segments")
+    _SEGMENT_KEYS = ("name", "documents", "vectors", "empty", "hash_probe", "files")
 
     def __init__(
         self,
@@ -173,62 +169,24 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
             FileExistsError: ``mode="create"`` where an index is.
             ValueError: a record that cannot be stored; nothing of this call is kept.
         """
-        if mode not in ("create", "overwrite", "append"):
-            raise ValueError(f"mode must be 'create', 'overwrite' or 'append', got {mode!r}")
-        records = records_of(iter)
-        if self.path.exists() and not self.path.is_dir():
-            raise FileExistsError(f"{self.path} exists and is no index: it is left alone")
-        self.__dict__.pop("store", None)  # opened anew after this, however it ends
-        with segments.writing(self.path, lambda: self._check_target(mode)) as scratch:
-            present = self._present(mode)
-            if present is not None:
-                segments.keep_only(self.path, [scratch.name, *_names(present)])
-            before = present if mode == "append" else None
-            manifest = before or self._new_manifest()
-            opened = Store(self.path, before) if before else None
-            builder = SegmentBuilder(
-                scratch,
-                CODECS[manifest["dtype"]],
-                manifest["dim"],
-                store_ids=manifest["store_ids"],
-                store_offsets=manifest["store_offsets"],
-                store_weights=self._store_weights(manifest),
-                known=(lambda names: opened.positions(names) >= 0) if opened is not None else None,
-                check_encoder=lambda found: self._check_encoder(manifest, found),
-                quantized=manifest.get("quantize"),
-                verbose=self.verbose,
-            )
-            try:
-                builder.add(pt.tqdm(records, desc="indexing", unit="d", disable=not self.verbose))
-                if builder.documents:
-                    entry = builder.finish()
-                    manifest |= {"dim": builder.dim, "store_weights": builder.weighed, "version": _VERSION}
-                    manifest["segments"].append({"name": segments.publish(scratch).name, **entry})
-            finally:
-                builder.abort()
-            segments.write_manifest(self.path, manifest)
-            segments.keep_only(self.path, _names(manifest))
-        return self
+        return super().index(iter, mode)
 
-    def _check_target(self, mode: Mode) -> None:
-        if self.built():
-            if mode == "create":
-                raise FileExistsError(f"{self.path} holds an index; choose mode='overwrite' or mode='append'")
-        elif segments.holds_other_files(self.path):
-            raise FileExistsError(f"{self.path} exists and is no index: it is left alone")
+    def _builder(self, folder: Path, manifest: dict[str, Any], before: Store | None) -> SegmentBuilder:
+        return SegmentBuilder(
+            folder,
+            CODECS[manifest["dtype"]],
+            manifest["dim"],
+            store_ids=manifest["store_ids"],
+            store_offsets=manifest["store_offsets"],
+            store_weights=self._store_weights(manifest),
+            known=(lambda names: before.positions(names) >= 0) if before is not None else None,
+            check_encoder=lambda found: self._check_encoder(manifest, found),
+            quantized=manifest.get("quantize"),
+            verbose=self.verbose,
+        )
 
-    def _present(self, mode: Mode) -> dict[str, Any] | None:
-        """The manifest on disk; an index that is to be replaced may have other settings, or be damaged."""
-        if not self.built():
-            return None
-        if mode == "append":
-            return self._manifest_on_disk()
-        try:
-            return segments.read_manifest(self.path, _KIND, _VERSION)
-        except segments.DamagedIndexError:
-            if segments.holds_other_files(self.path):  # perhaps never was an index of ours
-                raise
-            return None
+    def _learned(self, builder: SegmentBuilder) -> dict[str, Any]:
+        return {"dim": builder.dim, "store_weights": builder.weighed}
 
     def index_inputs(self) -> list[list[str]]:
         """The columns that indexing needs."""
@@ -237,19 +195,13 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
         return [["docno", frames.DOC_EMBS, *kept]]
 
     def _new_manifest(self) -> dict[str, Any]:
-        return {
-            "type": self.ARTIFACT_TYPE,
-            "format": self.ARTIFACT_FORMAT,
-            "package_hint": self.ARTIFACT_PACKAGE_HINT,
-            "version": _VERSION,
+        return super()._new_manifest() | {
             "dtype": self.dtype or "float16",
             "quantize": None if self.quantize is None else bool(self.quantize),
             "dim": None,
             "store_ids": self.store_ids,
             "store_offsets": self.store_offsets,
             "store_weights": self.store_weights,
-            "encoder": None,
-            "segments": [],
         }
 
     def _store_weights(self, manifest: dict[str, Any]) -> bool | None:
@@ -276,12 +228,10 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
 
     # ------------------------------------------------------------------ reading
 
-    def built(self) -> bool:
-        """Whether there is an index in the folder."""
-        return (self.path / segments.MANIFEST).is_file()
+    def _open(self, manifest: dict[str, Any]) -> Store:
+        return Store(self.path, manifest)
 
-    def _manifest_on_disk(self) -> dict[str, Any]:
-        manifest = segments.read_manifest(self.path, _KIND, _VERSION)
+    def _check_settings(self, manifest: dict[str, Any]) -> None:
         if self.dtype not in (None, manifest["dtype"]):
             raise ValueError(f"{self.path} stores {manifest['dtype']}, and was opened with dtype={self.dtype!r}")
         if self.quantize not in (None, manifest.get("quantize")):
@@ -290,20 +240,6 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
             # none: as the first document will have it
             if getattr(self, setting) and manifest.get(setting, False) is False:
                 raise ValueError(f"{self.path} was built without {setting}=True")
-        return manifest
-
-    @cached_property
-    def store(self) -> Store:
-        """Manifest and memory-mapped segments as one, opened on first use: what a stage takes once for all its work."""
-        manifest = self._manifest_on_disk()
-        while True:
-            try:
-                return Store(self.path, manifest)
-            except segments.DamagedIndexError:
-                present = self._manifest_on_disk()
-                if present == manifest:
-                    raise
-                manifest = present  # replaced by another process since it was read
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -314,13 +250,6 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
     def scoring(self) -> ScoringRule:
         """The scoring rule of the model that built the index; plain MaxSim if none did."""
         return scoring_of(self.store)
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # a copy in another process maps the files itself
-        return {k: v for k, v in self.__dict__.items() if k != "store"}
 
     def info(self) -> dict[str, Any]:
         """Counts (documents, those without vectors, vectors, segments), bytes, dim, dtype, encoder.
@@ -346,28 +275,3 @@ class MultiVecIndex(Configured, pt.Artifact, pt.Indexer):
             "segments": len(entries),
             "encoder": (self.manifest["encoder"] or {}).get("space"),
         }
-
-    def verify(self) -> None:
-        """Reads every file and compares size and checksum with the manifest.
-
-        Raises:
-            DamagedIndexError: naming the first file that differs.
-        """
-        manifest = self._manifest_on_disk()
-        while True:
-            try:
-                for entry in manifest["segments"]:
-                    for field, file in entry["files"].items():
-                        segments.check_digest(self.path / entry["name"] / f"{field}.npy", file)
-                break
-            except segments.DamagedIndexError:
-                present = self._manifest_on_disk()
-                if present == manifest:
-                    raise
-                manifest = present  # replaced by another process while it was read
-        self.__dict__.pop("store", None)
-        len(self)
-
-
-def _names(manifest: dict[str, Any] | None) -> list[str]:
-    return [entry["name"] for entry in manifest["segments"]] if manifest else []

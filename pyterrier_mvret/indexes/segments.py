@@ -24,9 +24,8 @@ except ImportError:  # not on Windows: there, nothing keeps two writers apart
     fcntl = None  # type: ignore[assignment]
 
 MANIFEST = "pt_meta.json"
-_KEYS = ("dtype", "dim", "store_ids", "store_offsets", "encoder", "segments")
-_SEGMENT_KEYS = ("name", "documents", "vectors", "empty", "hash_probe", "files")
 _SEGMENT = re.compile(r"segment-[0-9a-f]{8}(\.tmp)?")
+_DERIVED = re.compile(r"derived-[0-9a-f]{12}(\.[0-9a-f]{8}\.tmp)?")
 
 
 class DamagedIndexError(ValueError):
@@ -225,6 +224,43 @@ def keep_only(path: Path, names: Collection[str]) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def drop_derived(path: Path) -> None:
+    """Removes what was computed from segments that are no longer all there is; it is computed anew when needed."""
+    for folder in path.iterdir():
+        if _is_derived(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def deriving(path: Path, key: str) -> Iterator[Path]:
+    """Yields a scratch folder for what is computed from the segments; it appears as ``derived_folder(path, key)``.
+
+    Nothing is locked: of two processes that compute the same, the first to be done is kept.
+    """
+    target = derived_folder(path, key)
+    scratch = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        scratch.mkdir()
+        yield scratch
+        _sync_folder(scratch)
+        try:
+            scratch.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def derived_folder(path: Path, key: str) -> Path:
+    """Where something is kept that was computed from the segments; ``key`` says from which, and what."""
+    return path / f"derived-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def _is_derived(folder: Path) -> bool:
+    return bool(_DERIVED.fullmatch(folder.name)) and folder.is_dir() and all(p.is_file() for p in folder.iterdir())
+
+
 def holds_other_files(path: Path) -> bool:
     """Whether a path holds anything that is not an index's."""
     if not path.exists():
@@ -233,7 +269,8 @@ def holds_other_files(path: Path) -> bool:
         return True
     known = (MANIFEST, f"{MANIFEST}.tmp")
     return any(
-        p.name not in known and not (_SEGMENT.fullmatch(p.name) and _holds_arrays_alone(p)) for p in path.iterdir()
+        p.name not in known and not (_SEGMENT.fullmatch(p.name) and _holds_arrays_alone(p)) and not _is_derived(p)
+        for p in path.iterdir()
     )
 
 
@@ -251,8 +288,10 @@ def _sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def read_manifest(path: Path, kind: tuple[str, str], version: int) -> dict[str, Any]:
-    """The manifest of an index.
+def read_manifest(
+    path: Path, kind: tuple[str, str], version: int, keys: Collection[str], segment_keys: Collection[str]
+) -> dict[str, Any]:
+    """The manifest of an index, which must say what ``keys`` name, and ``segment_keys`` of each segment.
 
     Raises:
         FileNotFoundError: no such folder, or no index in it.
@@ -276,9 +315,9 @@ def read_manifest(path: Path, kind: tuple[str, str], version: int) -> dict[str, 
         raise DamagedIndexError(f"{file} is damaged: it names no version")
     if manifest["version"] > version:
         raise ValueError(f"{path} has format version {manifest['version']}; this release reads up to {version}")
-    missing = [key for key in _KEYS if key not in manifest]
+    missing = [key for key in keys if key not in manifest]
     if not missing:
-        missing = [f"{key} of a segment" for key in _SEGMENT_KEYS for e in manifest["segments"] if key not in e]
+        missing = [f"{key} of a segment" for key in segment_keys for e in manifest["segments"] if key not in e]
     if missing:
         raise DamagedIndexError(f"{file} is damaged: it does not say {', '.join(missing)}")
     return manifest
