@@ -12,6 +12,7 @@ import pyterrier as pt
 from pyterrier_mvret import frames
 from pyterrier_mvret.component import Component, Configured
 from pyterrier_mvret.indexes.extras import EXTRAS
+from pyterrier_mvret.indexes.ranking import keep_best, ranked
 from pyterrier_mvret.scoring import MaxSim, ScoringRule, rule_of
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class MultiVecRetriever(_QueryStage):
         """The best of the documents that look best by their codes, scored exactly."""
         positions = store.candidates(query, weights, candidates)
         scores = store.score(scoring, query, positions, weights, self.device)
-        return self._ranked(*self._keep(scores, positions), store)
+        return ranked(scores, positions, self.num_results, store.names)
 
     def _search(self, batch: list[Any], scoring: ScoringRule, store: "Store") -> list[tuple[Sequence[str], Array]]:
         """The best documents of each query; one pass over the index serves them all."""
@@ -196,22 +197,8 @@ class MultiVecRetriever(_QueryStage):
             for parts, mine in zip(found, scores, strict=True):
                 parts.append((mine, positions))
                 if self.num_results is not None:
-                    parts[:] = [self._keep(*_joined(parts))]
-        return [self._ranked(*_joined(parts), store) for parts in found]
-
-    def _keep(self, scores: Array, positions: Array) -> tuple[Array, Array]:
-        """Those that can still be among the best: ties at the cut stay, until names decide."""
-        k = self.num_results
-        if k is None or len(scores) <= k:
-            return scores, positions
-        cut = np.partition(scores, len(scores) - k)[len(scores) - k]
-        kept = scores >= cut
-        return scores[kept], positions[kept]
-
-    def _ranked(self, scores: Array, positions: Array, store: "Store") -> tuple[Sequence[str], Array]:
-        names = store.names(positions)
-        order = np.lexsort((np.array(names, dtype=object), -scores))[: self.num_results]
-        return [names[i] for i in order], scores[order]
+                    parts[:] = [keep_best(*_joined(parts), self.num_results)]
+        return [ranked(*_joined(parts), self.num_results, store.names) for parts in found]
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
         """``retriever % k`` retrieves k, if that leaves the candidates as they are: a cutoff changes nothing found."""
