@@ -64,6 +64,7 @@ setup(
         "sentence-transformers>=6.2",
         "pandas>=2.2",
         "numpy>=1.26",
+        "scipy>=1.13",
         "faiss-cpu>=1.9",
         "ir_datasets>=0.5.10",
         "sentencex>=1.0.32",
@@ -73,7 +74,10 @@ setup(
     ],
     extras_require=EXTRAS,
     entry_points={
-        "pyterrier.artifact": ["multivec_index.mvret = pyterrier_mvret.indexes.multivec:MultiVecIndex"],
+        "pyterrier.artifact": [
+            "multivec_index.mvret = pyterrier_mvret.indexes.multivec:MultiVecIndex",
+            "sparse_index.mvret = pyterrier_mvret.indexes.sparse:SparseIndex",
+        ],
         "pyterrier.dataset_provider": ["mvret = pyterrier_mvret.datasets:DatasetProvider"],
     },
     classifiers=[

@@ -1,8 +1,8 @@
 """Multi-vector and latent-sparse retrieval for PyTerrier.
 
 Text becomes vectors once; everything else is a choice of how to score them. Two nouns carry the package: a *model*
-(:class:`ColBERT`) encodes and scores text, an *index* (:class:`MultiVecIndex`) stores, retrieves and rescores. Every
-verb of either returns a :class:`pyterrier.Transformer`.
+(:class:`ColBERT`) encodes and scores text, an *index* (:class:`MultiVecIndex`, :class:`SparseIndex`) stores, retrieves
+and rescores. Every verb of either returns a :class:`pyterrier.Transformer`.
 
 Names are loaded on first use: importing the package imports neither torch nor transformers.
 """
@@ -21,6 +21,7 @@ _PUBLIC = {
     "Paragraphs": "pyterrier_mvret.encoders.splitters",
     "Phrases": "pyterrier_mvret.encoders.splitters",
     "Sentences": "pyterrier_mvret.encoders.splitters",
+    "SparseIndex": "pyterrier_mvret.indexes.sparse",
     "Soft": "pyterrier_mvret.scoring.strategies",
     "TokenBatch": "pyterrier_mvret.encoders.token_batch",
     "TokenEncoder": "pyterrier_mvret.encoders.token_encoder",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from pyterrier_mvret.encoders.token_batch import TokenBatch
     from pyterrier_mvret.encoders.token_encoder import TokenEncoder
     from pyterrier_mvret.indexes.multivec import MultiVecIndex
+    from pyterrier_mvret.indexes.sparse import SparseIndex
     from pyterrier_mvret.methods.agrame import AGRaME
     from pyterrier_mvret.methods.aligner import Aligner
     from pyterrier_mvret.methods.colbert import ColBERT

@@ -20,6 +20,10 @@ DOC_TOK_IDS = "doc_tok_ids"  # int32 (tokens,), row for row with doc_embs
 DOC_TOK_OFFSETS = "doc_tok_offsets"  # int32 (tokens, 2): characters [start, end) of each token in the text
 DOC_WEIGHTS = "doc_weights"  # float32 (tokens,), row for row with doc_embs; optional
 DOC_ENCODER = "doc_encoder"  # JSON text: everything that fixed the document vectors
+QUERY_TOKS = "query_toks"  # {term: weight}, one a query (PyTerrier's name)
+QUERY_TOKS_ENCODER = "query_toks_encoder"  # identity of the vocabulary that the query's terms are of
+TOKS = "toks"  # {term: weight}, one a document (PyTerrier's name)
+TOKS_ENCODER = "toks_encoder"  # JSON text: everything that fixed the document's terms and weights
 QUERY_SPANS = "query_spans"  # (start, end) characters of the part of a query that is scored
 SPANS = "spans"  # characters of a passage's units: (start, end) pairs, or lists of pairs for propositions
 PARENT = "parent_docno"  # the passage that a unit is of
@@ -42,6 +46,8 @@ CITATIONS = "qcitations"  # docnos of these numbers
 
 # columns that belong together: whoever replaces the vectors replaces or drops the others
 QUERY_COLUMNS = (QUERY_EMBS, QUERY_TOK_IDS, QUERY_WEIGHTS, QUERY_ENCODER)
+QUERY_TOKS_COLUMNS = (QUERY_TOKS, QUERY_TOKS_ENCODER)
+TOKS_COLUMNS = (TOKS, TOKS_ENCODER)
 CITATION_COLUMNS = (SENTENCE_ID, SENTENCE, SENTENCE_START, SENTENCE_END, MARGIN, PROPOSITIONS)
 UNIT_COLUMNS = (SPANS, PARENT, START, END, UNIT_SCORE, PASSAGE_SCORE)
 DOC_COLUMNS = (DOC_EMBS, DOC_TOK_IDS, DOC_TOK_OFFSETS, DOC_WEIGHTS, DOC_ENCODER)

@@ -9,10 +9,11 @@ import numpy as np
 from pyterrier_mvret import frames
 from pyterrier_mvret.indexes.builder import SegmentBuilder
 from pyterrier_mvret.indexes.codecs import CODECS
+from pyterrier_mvret.indexes.documents import digest_of
 from pyterrier_mvret.indexes.extras import EXTRAS
 from pyterrier_mvret.indexes.segmented import Mode, SegmentedIndex
 from pyterrier_mvret.indexes.stages import MultiVecIndexer, MultiVecRetriever, MultiVecScorer, VecLoader, scoring_of
-from pyterrier_mvret.indexes.store import Store, digest_of
+from pyterrier_mvret.indexes.store import Store
 from pyterrier_mvret.scoring import ScoringRule
 
 Dtype = Literal["float32", "float16", "bfloat16", "int8", "residual1", "residual2", "residual4"]

@@ -169,5 +169,24 @@ class SegmentedIndex(Configured, pt.Artifact, pt.Indexer, Generic[Opened]):
                 segments.check_digest(self.path / entry["name"] / f"{field}.npy", file)
 
 
+class SegmentIndexer(Configured, pt.Indexer):
+    """Ends an indexing pipeline."""
+
+    def __init__(self, target: SegmentedIndex[Any], mode: Any = "create"):
+        self.target, self.mode = target, mode
+
+    def index(self, iter: Iterable[Any]) -> Any:
+        """Builds the index and returns it."""
+        return self.target.index(iter, mode=self.mode)
+
+    def index_inputs(self) -> list[list[str]]:
+        """The columns that indexing needs."""
+        return self.target.index_inputs()
+
+    def schematic(self, *, input_columns: list[str] | None = None) -> dict[str, Any]:
+        """What PyTerrier's drawing shows."""
+        return {"label": type(self.target).__name__, "help_url": None}
+
+
 def _names(manifest: dict[str, Any]) -> list[str]:
     return [entry["name"] for entry in manifest["segments"]]

@@ -257,6 +257,11 @@ def derived_folder(path: Path, key: str) -> Path:
     return path / f"derived-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
+def derived_folders(path: Path) -> list[Path]:
+    """All that is complete."""
+    return sorted(p for p in path.iterdir() if _is_derived(p) and not p.name.endswith(".tmp"))
+
+
 def _is_derived(folder: Path) -> bool:
     return bool(_DERIVED.fullmatch(folder.name)) and folder.is_dir() and all(p.is_file() for p in folder.iterdir())
 

@@ -1,7 +1,7 @@
 """The pipeline stages of a :class:`MultiVecIndex`; users get them from its verbs."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -10,9 +10,10 @@ import pandas as pd
 import pyterrier as pt
 
 from pyterrier_mvret import frames
-from pyterrier_mvret.component import Component, Configured
+from pyterrier_mvret.component import Component
 from pyterrier_mvret.indexes.extras import EXTRAS
 from pyterrier_mvret.indexes.ranking import keep_best, ranked
+from pyterrier_mvret.indexes.segmented import SegmentIndexer
 from pyterrier_mvret.scoring import MaxSim, ScoringRule, rule_of
 
 if TYPE_CHECKING:
@@ -27,23 +28,8 @@ AUTO_CANDIDATES = 4096
 _AUTO_SHARE = 32
 
 
-class MultiVecIndexer(Configured, pt.Indexer):
+class MultiVecIndexer(SegmentIndexer):
     """Ends an indexing pipeline; see :meth:`MultiVecIndex.indexer`."""
-
-    def __init__(self, target: "MultiVecIndex", mode: Any = "create"):
-        self.target, self.mode = target, mode
-
-    def index(self, iter: Iterable[Any]) -> "MultiVecIndex":
-        """Builds the index and returns it."""
-        return self.target.index(iter, mode=self.mode)
-
-    def index_inputs(self) -> list[list[str]]:
-        """The columns that indexing needs."""
-        return self.target.index_inputs()
-
-    def schematic(self, *, input_columns: list[str] | None = None) -> dict[str, Any]:
-        """What PyTerrier's drawing shows."""
-        return {"label": "MultiVecIndex", "help_url": None}
 
 
 class _QueryStage(Component):

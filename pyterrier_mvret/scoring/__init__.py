@@ -1,4 +1,4 @@
-"""Pure functions on arrays: how token vectors of a query and a document become one number."""
+"""Pure functions on arrays: how token vectors, or weighted terms, of a query and a document become one number."""
 
 from pyterrier_mvret.scoring import salience
 from pyterrier_mvret.scoring.alignment import (
@@ -8,6 +8,7 @@ from pyterrier_mvret.scoring.alignment import (
     align_stored,
     alignment_of,
 )
+from pyterrier_mvret.scoring.bm25 import BM25, bm25_matrix
 from pyterrier_mvret.scoring.maxsim import (
     EMPTY_DOCUMENT,
     MaxSim,
@@ -25,6 +26,7 @@ from pyterrier_mvret.scoring.text_units import TextUnits, UnitScores
 from pyterrier_mvret.scoring.units import UnitRows, unit_maxima, unit_scores, with_text_scores
 
 __all__ = [
+    "BM25",
     "EMPTY_DOCUMENT",
     "AlignedPairs",
     "Alignment",
@@ -44,6 +46,7 @@ __all__ = [
     "align_stored",
     "alignment_of",
     "backend",
+    "bm25_matrix",
     "maxima",
     "maxsim_matrix",
     "maxsim_packed",

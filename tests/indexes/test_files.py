@@ -164,12 +164,13 @@ def test_manifests_that_say_nothing(path, content):
 
 
 def test_names_are_found_also_where_another_release_hashes_otherwise(path, monkeypatch):
-    from pyterrier_mvret.indexes import docnos, store
+    from pyterrier_mvret.indexes import docnos
+    from pyterrier_mvret.indexes import documents as reading
 
     build(path)
     usual = docnos.hashes
     with monkeypatch.context() as patch:
-        for module in (docnos, store):
+        for module in (docnos, reading):
             patch.setattr(module, "hashes", lambda names: usual([f"#{name}" for name in names]))
         other = mv.MultiVecIndex(path).index(documents(5, prefix="n"), mode="append")
         assert other.store.positions(["d1", "n1", "zz"]).tolist() == [1, 51, -1]

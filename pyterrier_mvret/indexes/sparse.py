@@ -1,0 +1,273 @@
+"""Weighted terms of a collection on disk: build, retrieve, rescore."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from pyterrier_mvret import frames
+from pyterrier_mvret.indexes import sparse_pisa
+from pyterrier_mvret.indexes.documents import digest_of
+from pyterrier_mvret.indexes.segmented import Mode, SegmentedIndex
+from pyterrier_mvret.indexes.segments import derived_folders
+from pyterrier_mvret.indexes.sparse_builder import SparseSegmentBuilder
+from pyterrier_mvret.indexes.sparse_exact import ExactSearcher
+from pyterrier_mvret.indexes.sparse_stages import SparseIndexer, SparseRetriever, SparseScorer
+from pyterrier_mvret.indexes.sparse_store import SparseStore
+from pyterrier_mvret.scoring.bm25 import BM25, Idf
+
+Engine = Literal["pisa", "csr"]
+_ENGINES = ("pisa", "csr")
+_SCALE = 100.0
+
+
+class SparseIndex(SegmentedIndex[SparseStore]):
+    """The weighted terms of a collection: latents of a sparse autoencoder, LASPAR's dimensions, or any others.
+
+    Build it behind an encoder, ``(latent.doc_encoder() >> index).index(docs)``, or from dicts made by hand; then every
+    verb below is a stage. On disk are the weights as they came, by document; the folder appears whole or not at all,
+    and a failed write leaves what was there before. What an engine needs is made from them on first use. PISA's files
+    are kept beside them, and dropped by the next write: appending costs the new documents, and the first search
+    after it the files of all.
+
+    Args:
+        path: the folder.
+        engine: what searches. ``"pisa"`` (the default; Linux) compresses postings as integers and leaves out documents
+            that cannot be among the best; scores are the formula's within rounding, mostly below 1 %. ``"csr"`` is the
+            exact product in float64, with all postings in memory; faster on small collections. Any index can be opened
+            with either; none takes that of the index on disk.
+        scale: PISA's BM25 with the idf ``"rsj"`` keeps weights as multiples of 1 / scale (100 by default); smaller
+            ones than half of that are lost, with a warning.
+        verbose: progress bars.
+
+    Raises:
+        FileNotFoundError: used before it is built.
+        DamagedIndexError: a file is missing, cut short or changed.
+        ValueError: a setting other than that of the index on disk, or queries of another encoder.
+        ImportError: ``engine="pisa"`` where pyterrier-pisa is not installed.
+
+    >>> import tempfile
+    >>> import pandas as pd
+    >>> index = SparseIndex(tempfile.mkdtemp() + "/toy.sparse")
+    >>> docs = {"d1": {"z3": 5, "z7": 1}, "d2": {"z7": 2}, "d3": {"z9": 4}, "d4": {"z9": 1}, "d5": {"z9": 2, "z11": 9}}
+    >>> _ = index.index({"docno": d, "toks": toks} for d, toks in docs.items())
+    >>> query = pd.DataFrame([{"qid": "1", "query_toks": {"z3": 1.0, "z7": 1.0}}])
+    >>> index.bm25()(query)[["qid", "docno", "score", "rank"]].round(3)
+      qid docno  score  rank
+    0   1    d1  3.724     0
+    1   1    d2  0.899     1
+    >>> index.retriever()(query)["score"].round(1).tolist()
+    [6.0, 2.0]
+    """
+
+    ARTIFACT_TYPE, ARTIFACT_FORMAT = "sparse_index", "mvret"
+    _VERSION = 1
+    _KEYS = ("engine", "scale", "encoder", "segments")
+    _SEGMENT_KEYS = ("name", "documents", "postings", "empty", "terms", "hash_probe", "files")
+
+    def __init__(
+        self,
+        path: str | Path,
+        engine: Engine | None = None,
+        *,
+        scale: float | None = None,
+        verbose: bool = False,
+    ):
+        super().__init__(path)
+        if engine not in (None, *_ENGINES):
+            raise ValueError(f"engine must be 'pisa' or 'csr', got {engine!r}")
+        if scale is not None and not 0 < scale < np.inf:
+            raise ValueError(f"scale must be a finite number above 0, got {scale!r}")
+        self.engine, self.scale, self.verbose = engine, scale, verbose
+
+    # ------------------------------------------------------------------ verbs
+
+    def indexer(self, mode: Mode = "create") -> SparseIndexer:
+        """A stage that ends an indexing pipeline.
+
+        Args:
+            mode: ``"create"`` refuses to touch an index that exists, ``"overwrite"`` replaces it once the new one is
+                complete, ``"append"`` adds documents (same encoder, new docnos): they are written alone, but numbers
+                of documents and lengths change for all, so PISA's files are made anew on the next search.
+
+        >>> import tempfile
+        >>> index = SparseIndex(tempfile.mkdtemp() + "/toy.sparse")
+        >>> _ = index.index([{"docno": "d1", "toks": {"z3": 0.5}}])
+        >>> len(index.indexer("append").index([{"docno": "d2", "toks": {"z4": 1.0}}]))
+        2
+        """
+        return SparseIndexer(self, mode)
+
+    def bm25(
+        self,
+        k1: float = 8.0,
+        b: float = 0.7,
+        idf: Idf = "rsj",
+        *,
+        num_results: int | None = 1000,
+        batch_size: int = 64,
+        verbose: bool = False,
+    ) -> SparseRetriever:
+        """Q with ``query_toks`` -> R by BM25 (Latent Terms, equations 3 and 4; the defaults are appendix D's).
+
+        Scores are the formula's own, query weights linear, whatever the engine's integers. Terms in half of the
+        documents or more have no idf under ``"rsj"`` and find nothing; a query without any other term has no
+        results, and is counted in a warning.
+
+        Args:
+            k1: where a weight saturates.
+            b: how much a document's sum of weights counts.
+            idf: ``"rsj"`` or ``"lucene"`` (:func:`pyterrier_mvret.scoring.bm25.idf`); the paper's own is disputed.
+            num_results: as for :meth:`retriever`.
+            batch_size: as for :meth:`retriever`.
+            verbose: as for :meth:`retriever`.
+        """
+        return SparseRetriever(self, BM25(k1, b, idf), num_results, batch_size, verbose)
+
+    def retriever(
+        self,
+        weighting: BM25 | None = None,
+        *,
+        num_results: int | None = 1000,
+        batch_size: int = 64,
+        verbose: bool = False,
+    ) -> SparseRetriever:
+        """Q with ``query_toks`` -> R: the best documents that share a term with the query; equal scores by docno.
+
+        Args:
+            weighting: ``mv.scoring.BM25(...)``; none is the dot product of weights, for PISA rounded to 8 bits of the
+                largest weight on both sides (LASPAR's quantiser).
+            num_results: documents a query at most; none for all. ``retriever % k`` becomes ``num_results=k`` when
+                the pipeline is compiled.
+            batch_size: queries that are searched together.
+            verbose: a progress bar over batches.
+        """
+        return SparseRetriever(self, weighting, num_results, batch_size, verbose)
+
+    def scorer(self, weighting: BM25 | None = None, *, verbose: bool = False) -> SparseScorer:
+        """R with ``query_toks`` and ``docno`` -> R scored exactly, in float64, from the stored weights.
+
+        So ``index.bm25() % 100 >> index.scorer(mv.scoring.BM25())`` removes PISA's rounding from scores. A docno that
+        is not in the index is an error when the stage runs; a document that shares no term scores 0.
+
+        Args:
+            weighting: as for :meth:`retriever`.
+            verbose: a progress bar over queries.
+
+        >>> import pandas as pd, tempfile
+        >>> index = SparseIndex(tempfile.mkdtemp() + "/toy.sparse")
+        >>> _ = index.index([{"docno": "d1", "toks": {"z3": 0.5, "z4": 2.0}}])
+        >>> candidates = pd.DataFrame([{"qid": "1", "docno": "d1", "query_toks": {"z3": 3.0}}])
+        >>> index.scorer()(candidates)["score"].tolist()
+        [1.5]
+        """
+        return SparseScorer(self, weighting, verbose)
+
+    # ------------------------------------------------------------------ building
+
+    def index(self, iter: Iterable[Any], mode: Mode = "create") -> "SparseIndex":
+        """Builds from records with ``docno`` and ``toks``, streaming; see :meth:`indexer` for modes.
+
+        A weight of 0 is as no weight; documents without terms count as documents, and are never found.
+
+        Raises:
+            FileExistsError: ``mode="create"`` where an index is.
+            ValueError: a record that cannot be stored, by docno and term; nothing of this call is kept.
+        """
+        return super().index(iter, mode)
+
+    def index_inputs(self) -> list[list[str]]:
+        """The columns that indexing needs."""
+        return [["docno", frames.TOKS]]
+
+    def _new_manifest(self) -> dict[str, Any]:
+        return super()._new_manifest() | {"engine": self.engine or "pisa", "scale": float(self.scale or _SCALE)}
+
+    def _builder(self, folder: Path, manifest: dict[str, Any], before: SparseStore | None) -> SparseSegmentBuilder:
+        if self._engine(manifest) == "pisa":
+            sparse_pisa.require_pisa()  # before hours of encoding, not after them
+        if before is None:
+            return SparseSegmentBuilder(folder, check_encoder=lambda found: self._check_encoder(manifest, found))
+        return SparseSegmentBuilder(
+            folder,
+            {term: number for number, term in enumerate(before.term_names())},
+            lambda names: before.positions(names) >= 0,
+            lambda found: self._check_encoder(manifest, found),
+        )
+
+    def _check_encoder(self, manifest: dict[str, Any], found: dict[str, Any] | None) -> None:
+        """The first document fixes the encoder; later ones must have been made in the same way."""
+        if not manifest["segments"]:
+            manifest["encoder"] = found
+            return
+        old, new = manifest["encoder"] or {}, found or {}
+        if digest_of(old.get("space")) != digest_of(new.get("space")):
+            raise ValueError(
+                f"{self.path} was built with encoder {old.get('space')}; these documents come from {new.get('space')}"
+            )
+        if old.get("document") != new.get("document"):
+            raise ValueError(
+                f"{self.path} was built with document={old.get('document')!r}; these have {new.get('document')!r}"
+            )
+
+    # ------------------------------------------------------------------ reading
+
+    def _open(self, manifest: dict[str, Any]) -> SparseStore:
+        return SparseStore(self.path, manifest)
+
+    def _check_settings(self, manifest: dict[str, Any]) -> None:
+        if self.scale not in (None, manifest["scale"]):
+            raise ValueError(f"{self.path} was built with scale={manifest['scale']}, not {self.scale}")
+
+    def _engine(self, manifest: dict[str, Any]) -> str:
+        return self.engine or manifest["engine"]
+
+    def searcher(self, store: SparseStore, weighting: BM25 | None) -> Any:
+        """What searches a store, made on first use."""
+        engine = self._engine(store.manifest)
+        found = store.searchers.get((engine, weighting))
+        if found is None:
+            if engine == "csr":
+                found = ExactSearcher(store, weighting)
+            else:
+                found = sparse_pisa.PisaSearcher(store, weighting, store.manifest["scale"])
+            store.searchers[engine, weighting] = found
+        return found
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The contents of ``pt_meta.json``: settings, encoder, segments with sizes and checksums."""
+        return self.store.manifest
+
+    def lexicon(self) -> pd.DataFrame:
+        """All terms, with the number of documents that have each (``term``, ``documents``)."""
+        return pd.DataFrame({"term": self.store.term_names(), "documents": self.store.statistics.frequencies})
+
+    def info(self) -> dict[str, Any]:
+        """Counts (documents, those without terms, terms, postings, segments), bytes, engine, scale, encoder.
+
+        >>> import tempfile
+        >>> index = SparseIndex(tempfile.mkdtemp() + "/toy.sparse", "csr")
+        >>> info = index.index([{"docno": "d1", "toks": {"z3": 0.5, "z4": 2.0}}, {"docno": "d2", "toks": {}}]).info()
+        >>> info["documents"], info["empty"], info["terms"], info["postings"], info["engine"]
+        (2, 1, 2, 2, 'csr')
+        """
+        entries = self.manifest["segments"]
+        counts = {key: sum(e[key] for e in entries) for key in ("documents", "empty", "terms", "postings")}
+        derived = [p for folder in derived_folders(self.path) for p in folder.iterdir()]
+        return {
+            **counts,
+            "engine": self._engine(self.manifest),
+            "scale": self.manifest["scale"],
+            "bytes": sum(file["bytes"] for entry in entries for file in entry["files"].values()),
+            "engine_bytes": sum(p.stat().st_size for p in derived),
+            "segments": len(entries),
+            "encoder": (self.manifest["encoder"] or {}).get("space"),
+        }
+
+    def _check_files(self, manifest: dict[str, Any]) -> None:
+        super()._check_files(manifest)
+        for folder in derived_folders(self.path):
+            sparse_pisa.check_folder(folder, whole=True)
