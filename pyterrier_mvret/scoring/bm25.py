@@ -133,7 +133,7 @@ class BM25:
         return csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
-def row_sums(data: Floats, indptr: Ints) -> Floats:
+def row_sums(data: npt.NDArray[Any], indptr: Ints) -> Floats:
     """(rows,) sums of the entries of each row of a CSR matrix, in float64.
 
     >>> row_sums(np.array([1.0, 2.0, 4.0]), np.array([0, 2, 2, 3])).tolist()

@@ -1,0 +1,287 @@
+"""PISA as an engine: what it is given, how it is asked, and what rounding costs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pyterrier_pisa
+import pytest
+from scipy.sparse import csr_array
+
+import pyterrier_mvret as mv
+from pyterrier_mvret.indexes import sparse_pisa
+from pyterrier_mvret.indexes.segments import DamagedIndexError
+from tests.indexes.sparse_docs import FRACTION_DOCS, WHOLE_DOCS, asked, best, latents, matrices, topics
+
+
+def derived(path):
+    return sorted(p for p in path.iterdir() if p.name.startswith("derived-"))
+
+
+def test_files_are_those_of_pisas_own_indexer(tmp_path):
+    docs = latents(300, empty_every=7)
+    matrix, _ = matrices(docs, topics())
+    levels = sparse_pisa.rounded(matrix.data, 2.0, 0)  # some are 0
+    assert (levels == 0).any()
+    own, other = tmp_path / "own", tmp_path / "other"
+    own.mkdir()
+    sparse_pisa.write_inverted(own, levels, matrix)
+    rows = csr_array((levels, matrix.indices, matrix.indptr), shape=matrix.shape)
+    records = (
+        {
+            "docno": f"{i:010}",
+            "toks": {f"{t:010}": int(w) for t, w in zip(rows[[i]].indices, rows[[i]].data)},
+        }
+        for i in range(len(docs))
+    )
+    pyterrier_pisa.PisaIndex(str(other), stemmer="none").toks_indexer(scale=1).index(records)
+    names = sorted(p.name for p in own.iterdir())
+    assert names == ["fwd.doclex", "fwd.termlex", "inv.docs", "inv.freqs", "inv.sizes"]
+    for name in names:
+        assert (own / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_pisa_is_never_asked_to_round_or_to_forget_weights(tmp_path, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("PISA's own indexing multiplies by 100 and cuts")
+
+    monkeypatch.setattr(pyterrier_pisa.PisaIndex, "index", never)
+    monkeypatch.setattr(pyterrier_pisa.PisaIndex, "toks_indexer", never)
+    asked_for = []
+    init = pyterrier_pisa.PisaRetrieve.__init__
+    monkeypatch.setattr(
+        pyterrier_pisa.PisaRetrieve,
+        "__init__",
+        lambda self, *a, **k: (asked_for.append(k), init(self, *a, **k))[1],
+    )
+    index = mv.SparseIndex(tmp_path / "i").index(FRACTION_DOCS)
+    for stage in (index.bm25(), index.bm25(idf="lucene"), index.retriever()):
+        assert len(stage(topics({"z3": 1.9, "z7": 0.9}))) == 2
+    assert len(asked_for) >= 3
+    for settings in asked_for:
+        assert settings["query_weighted"] is True
+        assert settings["toks_scale"] == 1
+        assert settings["query_algorithm"] == "maxscore"
+
+
+def test_the_scale_changes_rounding_and_not_the_scale_of_scores(tmp_path):
+    query = topics({"z3": 1, "z7": 1})
+    for scale in (4, 100, 1000):
+        index = mv.SparseIndex(tmp_path / f"{scale}", scale=scale).index(FRACTION_DOCS)
+        assert index.bm25()(query)["score"].tolist() == pytest.approx([2.857906, 0.760348], rel=1e-5)
+    coarse = mv.SparseIndex(tmp_path / "1", scale=1).index(FRACTION_DOCS)
+    with pytest.warns(UserWarning, match=r"1 of 8 weights are below 0.5 and are lost in PISA: .* larger scale"):
+        scores = coarse.bm25()(query)
+    assert scores["score"].tolist()[0] != pytest.approx(2.857906, rel=1e-3)
+    with pytest.raises(ValueError, match=r"was built with scale=1.0, not 100"):
+        len(mv.SparseIndex(tmp_path / "1", scale=100))
+
+
+def test_small_weights_are_reported_as_lost(tmp_path):
+    docs = [*FRACTION_DOCS, {"docno": "small", "toks": {"z3": 0.004, "z4": 0.006}}]
+    index = mv.SparseIndex(tmp_path / "i").index(docs)
+    with pytest.warns(UserWarning, match=r"1 of 10 weights are below 0.005 and are lost"):
+        assert index.bm25()(topics({"z3": 1.0}))["docno"].tolist() == ["d1"]
+    with pytest.warns(UserWarning, match="are lost"):  # at every opening
+        assert mv.SparseIndex(tmp_path / "i").bm25()(topics({"z4": 1.0}))["docno"].tolist() == ["small"]
+    assert index.retriever()(topics({"z3": 1.0}))["docno"].tolist() == ["d1", "small"]  # nothing is lost there
+    exact = mv.SparseIndex(tmp_path / "i", "csr").bm25()(topics({"z3": 1.0}))
+    assert exact["docno"].tolist() == ["d1", "small"]
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    index = mv.SparseIndex(tmp_path / "i").index([{"docno": "d", "toks": {"a": 1e30}}, *WHOLE_DOCS[1:]])
+    with pytest.raises(ValueError, match="too large for PISA's 32-bit integers"):
+        index.bm25()(topics({"a": 1.0}))
+    assert not derived(tmp_path / "i")
+    assert index.retriever()(topics({"a": 1.0}))["score"].tolist() == pytest.approx([1e30])
+    summed = mv.SparseIndex(tmp_path / "s").index([{"docno": "d", "toks": {"a": 3e7, "b": 3e7}}, *WHOLE_DOCS[1:]])
+    with pytest.raises(ValueError, match="too large for PISA's 32-bit integers"):
+        summed.bm25()(topics({"a": 1.0}))
+
+
+def test_the_quantiser_worked_by_hand(tmp_path):
+    docs = {"a": {"3": 0.845737, "7": 0.5336}, "b": {"3": 0.009, "9": 0.99996}, "c": {"7": 0.0444}}
+    index = mv.SparseIndex(tmp_path / "i").index({"docno": d, "toks": toks} for d, toks in docs.items())
+    results = index.retriever()(topics({"3": 0.222365, "7": 0.455826, "9": 0.861845}))
+    assert results["docno"].tolist() == ["b", "a", "c"]
+    # three integers of the table times what a step is worth on both sides
+    worth = 0.99996 * 0.861845 / 255**2
+    np.testing.assert_allclose(results["score"], np.array([65157, 32616, 1485]) * worth, rtol=1e-6)
+    np.testing.assert_allclose(results["score"], [0.86356, 0.43228, 0.01968], atol=6e-6)
+
+
+@pytest.mark.slow
+def test_the_quantiser_keeps_the_best_of_vectors_like_laspars(tmp_path):
+    rng = np.random.default_rng(0)
+    space = 4_194_304
+
+    def vectors(n, kept):
+        for _ in range(n):
+            ids = np.unique(np.exp(rng.uniform(0, np.log(space), 3 * kept)).astype(int))  # dimension r as often as 1/r
+            ids = rng.permutation(ids)[:kept]
+            weights = np.log1p(2 * np.abs(rng.standard_normal(len(ids))))
+            yield dict(zip(map(str, ids), (weights / np.linalg.norm(weights)).tolist()))
+
+    docs = [{"docno": f"d{i:04}", "toks": toks} for i, toks in enumerate(vectors(4000, 512))]
+    queries = topics(*vectors(200, 128))
+    mv.SparseIndex(tmp_path / "i").index(docs)
+    exact, pisa = (
+        mv.SparseIndex(tmp_path / "i", e).retriever(num_results=10)(queries).groupby("qid")["docno"].agg(set)
+        for e in ("csr", "pisa")
+    )
+    recall = np.mean([len(exact[q] & pisa[q]) / 10 for q in queries["qid"]])
+    assert recall >= 0.99
+
+
+def test_files_are_made_once_and_kept_until_the_next_write(tmp_path):
+    path = tmp_path / "i"
+    index = mv.SparseIndex(path).index(WHOLE_DOCS)
+    assert not derived(path)
+    query = topics({"z3": 1.0})
+    for stage, count in ((index.bm25(), 1), (index.bm25(8.0), 1), (index.bm25(2), 2), (index.retriever(), 3)):
+        stage(query)
+        assert len(derived(path)) == count
+    before = {p: p.stat().st_mtime_ns for folder in derived(path) for p in folder.iterdir()}
+    mv.SparseIndex(path).bm25()(query)
+    assert {p: p.stat().st_mtime_ns for folder in derived(path) for p in folder.iterdir()} == before
+    assert {p.suffix for p in before} & {".docs", ".freqs"} == set()  # what was compressed is not kept twice
+    assert index.info()["engine_bytes"] == sum(p.stat().st_size for p in before)
+    index.index([{"docno": "d9", "toks": {"z3": 1.0}}], mode="append")
+    assert not derived(path)
+    assert index.bm25()(query)["docno"].tolist() == ["d1", "d9"]
+
+
+def test_damaged_files_are_named_and_can_be_deleted(tmp_path):
+    import shutil
+
+    path = tmp_path / "i"
+    mv.SparseIndex(path).index(WHOLE_DOCS).bm25()(topics({"z3": 1.0}))
+    (folder,) = derived(path)
+    mv.SparseIndex(path).verify()
+    for file in sorted(folder.iterdir()):
+        content = file.read_bytes()
+        file.write_bytes(content[:-1])
+        with pytest.raises(DamagedIndexError, match=folder.name):
+            mv.SparseIndex(path).bm25()(topics({"z3": 1.0}))
+        if file.name != "pt_meta.json":
+            file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+            with pytest.raises(DamagedIndexError, match=file.name):
+                mv.SparseIndex(path).verify()
+        file.write_bytes(content)
+    shutil.rmtree(folder)
+    assert len(mv.SparseIndex(path).bm25()(topics({"z3": 1.0}))) == 1
+
+
+def test_a_failure_while_files_are_made_leaves_none(tmp_path, monkeypatch):
+    path = tmp_path / "i"
+    index = mv.SparseIndex(path).index(WHOLE_DOCS)
+    write = sparse_pisa.write_inverted
+
+    def full(folder, *arguments):
+        write(folder, *arguments)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(sparse_pisa, "write_inverted", full)
+    with pytest.raises(OSError, match="disk full"):
+        index.bm25()(topics({"z3": 1.0}))
+    assert not derived(path)
+    monkeypatch.setattr(sparse_pisa, "write_inverted", write)
+    assert len(index.bm25()(topics({"z3": 1.0}))) == 1
+
+
+def test_two_processes_may_make_the_same_files(tmp_path, monkeypatch):
+    path = tmp_path / "i"
+    index = mv.SparseIndex(path).index(WHOLE_DOCS)
+    write = sparse_pisa.write_inverted
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(sparse_pisa, "write_inverted", write)
+        mv.SparseIndex(path).bm25()(topics({"z3": 1.0}))
+        write(*arguments)
+
+    monkeypatch.setattr(sparse_pisa, "write_inverted", meanwhile)
+    assert len(index.bm25()(topics({"z3": 1.0}))) == 1
+    assert len(derived(path)) == 1
+
+
+def test_nothing_is_written_to_the_terminal(tmp_path, capfd):
+    index = mv.SparseIndex(tmp_path / "i").index(latents(50))
+    for stage in (index.bm25(), index.bm25(idf="lucene"), index.retriever()):
+        stage(asked(3))
+    os.write(1, b"still there")
+    out, err = capfd.readouterr()
+    assert out == "still there"
+    assert not err
+
+
+def test_without_pisa(tmp_path):
+    code = f"""
+import sys
+sys.modules["pyterrier_pisa"] = None
+import pandas as pd, pyterrier_mvret as mv
+docs = [{{"docno": "d", "toks": {{"a": 1.0}}}}]
+query = pd.DataFrame([{{"qid": "1", "query_toks": {{"a": 1.0}}}}])
+def stream():
+    raise AssertionError("nothing should be encoded for an index that cannot be searched")
+    yield
+for call in (lambda: mv.SparseIndex({str(tmp_path / "p")!r}).index(stream()), ):
+    try:
+        call()
+    except ImportError as error:
+        assert 'engine="csr"' in str(error), error
+    else:
+        raise AssertionError("no error")
+index = mv.SparseIndex({str(tmp_path / "c")!r}, "csr").index(docs)
+assert mv.SparseIndex(index.path).retriever()(query)["score"].tolist() == [1.0]
+try:
+    mv.SparseIndex(index.path, "pisa").retriever()(query)
+except ImportError as error:
+    assert 'engine="csr"' in str(error), error
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_folder_says_what_it_holds_and_opens_in_pisa(tmp_path):
+    index = mv.SparseIndex(tmp_path / "i").index(FRACTION_DOCS)
+    index.retriever()(topics({"z3": 1.0}))
+    (folder,) = derived(tmp_path / "i")
+    meta = json.loads((folder / "pt_meta.json").read_text())
+    assert (meta["format"], meta["weighting"], meta["postings"], meta["lost"]) == ("pisa", "None", 8, 0)
+    pisa = pyterrier_pisa.PisaIndex(str(folder), stops="none").quantized(toks_scale=1)
+    number = index.store.term_numbers(["z3"])[0]
+    got = pisa(pd.DataFrame([{"qid": "1", "query_toks": {f"{number:010}": 1.0}}]))
+    assert got["docno"].tolist() == [f"{0:010}"]
+    assert got["score"].tolist() == [round(2.25 / 6 * 255)]
+
+
+def test_long_ties_are_followed_to_their_end(tmp_path, monkeypatch):
+    docs = [{"docno": f"n{i:04}", "toks": {"a": 1.0}} for i in np.random.default_rng(0).permutation(500)]
+    docs += [{"docno": f"x{i}", "toks": {"b": 1.0}} for i in range(600)]
+    index = mv.SparseIndex(tmp_path / "i").index(docs)
+    for stage in (index.bm25(num_results=4), index.retriever(num_results=4)):
+        assert stage(topics({"a": 1.0}))["docno"].tolist() == [f"n{i:04}" for i in range(4)]
+    monkeypatch.setattr(sparse_pisa, "_RESULTS_AT_ONCE", 40)  # one query a call
+    queries = asked(5)
+    small = mv.SparseIndex(tmp_path / "l").index(latents(100))
+    expected = mv.SparseIndex(tmp_path / "l", "csr").bm25(num_results=9)(queries)
+    got = small.bm25(num_results=9)(queries)
+    overlap = [
+        len(set(a) & set(b)) for (_, a), (_, b) in zip(got.groupby("qid")["docno"], expected.groupby("qid")["docno"])
+    ]
+    assert min(overlap) >= 8
+
+
+def test_more_docs_than_a_result_can_be_asked_of(tmp_path):
+    docs = latents(30)
+    index = mv.SparseIndex(tmp_path / "i").index(docs)
+    matrix, wanted = matrices(docs, asked(3))
+    expected = (wanted @ matrix.T).toarray()
+    for k in (29, 30, 31, 5000, None):
+        results = index.retriever(num_results=k)(asked(3))
+        for row, (_, group) in enumerate(results.groupby("qid", sort=False)):
+            assert len(group) == len(best(expected[row], docs, k)[0])
