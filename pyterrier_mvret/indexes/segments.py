@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ except ImportError:  # not on Windows: there, nothing keeps two writers apart
 MANIFEST = "pt_meta.json"
 _SEGMENT = re.compile(r"segment-[0-9a-f]{8}(\.tmp)?")
 _DERIVED = re.compile(r"derived-[0-9a-f]{12}(\.[0-9a-f]{8}\.tmp)?")
+
+_ABANDONED = 24 * 60 * 60  # seconds
 
 
 class DamagedIndexError(ValueError):
@@ -225,9 +228,14 @@ def keep_only(path: Path, names: Collection[str]) -> None:
 
 
 def drop_derived(path: Path) -> None:
-    """Removes what was computed from segments that are no longer all there is; it is computed anew when needed."""
+    """Removes what was computed from segments that are no longer all there is; it is computed anew when needed.
+
+    What somebody may be computing right now stays for a day.
+    """
     for folder in path.iterdir():
-        if _is_derived(folder):
+        if not _is_derived(folder):
+            continue
+        if not folder.name.endswith(".tmp") or folder.stat().st_mtime < time.time() - _ABANDONED:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,4 +1,9 @@
-"""From a stream of documents with term weights to one segment on disk."""
+"""From a stream of documents with term weights to one segment on disk.
+
+Arrays of a segment are postings by document (``offsets``, ``term_ids``, ``weights``), the sum of each document's
+weights (``lengths``), how many of its documents have each term of the index so far (``frequencies``), and the names of
+documents and of its new terms, each with what finds them.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain

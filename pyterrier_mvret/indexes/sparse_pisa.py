@@ -7,7 +7,8 @@ PISA stores integers and counts query terms, so weights are rounded here, in one
 * another idf: what each term adds to a document's score, times 1,000, scored by dot product;
 * dot product: weights as 8-bit integers of the largest weight.
 
-PISA's files are written from the CSR arrays as its indexer for tokens would, but many times faster.
+PISA's files are written from the CSR arrays as its indexer for tokens would, many times faster; it takes all postings
+in memory, some 40 bytes each.
 """
 
 import ctypes
@@ -38,7 +39,7 @@ Floats = npt.NDArray[np.float64]
 _BITS = 8
 _IMPACT_SCALE = 1000
 # a query's largest weight under BM25 becomes at least so much: PISA's work grows with the sum, errors fall with it
-_QUERY_LEVELS = 1024
+_QUERY_LEVELS = 512
 # documents found beyond those asked for, so that ties at the cut are seen
 _SLACK = 32
 # scores and names that PISA holds at once
@@ -99,10 +100,7 @@ class PisaSearcher:
         require_pisa()
         self._documents = len(store)
         self._weighting = weighting
-        folder = segments.derived_folder(store.path, key_of(store, weighting, scale))
-        if not folder.exists():
-            _derive(store, weighting, scale)
-        meta = check_folder(folder)
+        folder, meta = _opened(store, weighting, scale)
         self._plan = _Plan(**meta["plan"])
         if meta["lost"]:
             warnings.warn(
@@ -149,6 +147,19 @@ class PisaSearcher:
         return float(2.0 ** np.floor(np.log2(weights.max() / _QUERY_LEVELS)))
 
 
+def _opened(store: SparseStore, weighting: BM25 | None, scale: float) -> tuple[Path, dict[str, Any]]:
+    """The folder of PISA's files, made where there is none, and what it says of itself."""
+    folder = segments.derived_folder(store.path, key_of(store, weighting, scale))
+    while True:
+        if not folder.exists():
+            _derive(store, weighting, scale)
+        try:
+            return folder, check_folder(folder)
+        except segments.DamagedIndexError:
+            if folder.exists():
+                raise  # else a writer dropped it just now
+
+
 def key_of(store: SparseStore, weighting: BM25 | None, scale: float) -> str:
     """What PISA's files depend on."""
     names = [entry["name"] for entry in store.manifest["segments"]]
@@ -168,7 +179,7 @@ def _derive(store: SparseStore, weighting: BM25 | None, scale: float) -> None:
         matrix = weighting.impacts(matrix, store.statistics)
     if matrix.data.max(initial=0) > _LARGEST * plan.step:
         raise ValueError(_TOO_LARGE)
-    levels = rounded(matrix.data, plan.step, plan.least)
+    levels = rounded(matrix.data, plan.step, plan.least).astype(np.uint32)
     lost = int((levels == 0).sum())
     with segments.deriving(store.path, key_of(store, weighting, scale)) as folder:
         if len(levels) > lost:
@@ -201,7 +212,7 @@ def _plan(matrix: Matrix, weighting: BM25 | None, scale: float) -> _Plan:
     return _Plan(1 / scale, 0, {"k1": scale * k1, "b": weighting.b}, (1 + k1) / (1 + scale * k1))
 
 
-def write_inverted(folder: Path, levels: Ints, matrix: Matrix) -> None:
+def write_inverted(folder: Path, levels: Array, matrix: Matrix) -> None:
     """Writes what PISA compresses: postings by term, lengths of documents, and names.
 
     Documents are called by their positions and terms by their numbers, so that no name can break a file of names.

@@ -121,8 +121,8 @@ def test_the_quantiser_keeps_the_best_of_vectors_like_laspars(tmp_path):
 
     def vectors(n, kept):
         for _ in range(n):
-            ids = np.unique(np.exp(rng.uniform(0, np.log(space), 3 * kept)).astype(int))  # dimension r as often as 1/r
-            ids = rng.permutation(ids)[:kept]
+            drawn = np.exp(rng.uniform(0, np.log(space), 4 * kept)).astype(int)  # dimension r as often as 1/r
+            ids = drawn[np.sort(np.unique(drawn, return_index=True)[1])][:kept]  # the first different ones
             weights = np.log1p(2 * np.abs(rng.standard_normal(len(ids))))
             yield dict(zip(map(str, ids), (weights / np.linalg.norm(weights)).tolist()))
 
@@ -285,3 +285,31 @@ def test_more_docs_than_a_result_can_be_asked_of(tmp_path):
         results = index.retriever(num_results=k)(asked(3))
         for row, (_, group) in enumerate(results.groupby("qid", sort=False)):
             assert len(group) == len(best(expected[row], docs, k)[0])
+
+
+def test_a_writer_that_drops_files_while_they_are_opened(tmp_path, monkeypatch):
+    path = tmp_path / "i"
+    index = mv.SparseIndex(path).index(WHOLE_DOCS)
+    check = sparse_pisa.check_folder
+
+    def dropped(folder, **settings):
+        monkeypatch.setattr(sparse_pisa, "check_folder", check)
+        mv.SparseIndex(path).index([{"docno": "d9", "toks": {"z3": 1.0}}], mode="append")
+        return check(folder, **settings)
+
+    monkeypatch.setattr(sparse_pisa, "check_folder", dropped)
+    assert index.bm25()(topics({"z3": 1.0}))["docno"].tolist() == ["d1"]  # of the index as it was opened
+    assert mv.SparseIndex(path).bm25()(topics({"z3": 1.0}))["docno"].tolist() == ["d1", "d9"]
+
+
+def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path):
+    path = tmp_path / "i"
+    index = mv.SparseIndex(path).index(WHOLE_DOCS)
+    left = [path / f"derived-0123456789ab.{n}.tmp" for n in ("01234567", "76543210")]
+    for folder in left:
+        folder.mkdir()
+        (folder / "inv.docs").write_bytes(b"half")
+    os.utime(left[0], (0, 0))
+    index.index([{"docno": "d9", "toks": {"z3": 1.0}}], mode="append")
+    assert [folder.exists() for folder in left] == [False, True]
+    assert len(index.bm25()(topics({"z3": 1.0}))) == 2
