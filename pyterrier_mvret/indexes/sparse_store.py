@@ -109,6 +109,7 @@ class SparseStore(DocumentStore[SparseSegment]):
             of = np.repeat(np.arange(len(local)), counts)[hit]
             stored = segment.weights[rows[hit]].astype(np.float64)
             if weighting is not None:
-                stored = weighting.saturated(stored, segment.lengths[local][of], self.statistics.mean_length)
+                norms = weighting.norms(segment.lengths[local], self.statistics.mean_length)
+                stored = weighting.saturated(stored, norms[of])
             scores[mine] = np.bincount(of, worth[hit] * stored, minlength=len(local))
         return scores

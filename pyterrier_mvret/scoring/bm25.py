@@ -95,16 +95,24 @@ class BM25:
         """(terms,) idf."""
         return idf(statistics.frequencies, statistics.documents, self.idf)
 
-    def saturated(self, weights: Floats, lengths: Floats, mean_length: float) -> Floats:
-        """A weight's part of the score without idf, at most k1 + 1.
+    def norms(self, lengths: Floats, mean_length: float) -> Floats:
+        """At which weight a document's terms reach half of what they can add, by its length.
 
         Args:
-            weights: positive weights of terms in documents.
-            lengths: of the documents they are in, of the same shape.
-            mean_length: of all documents.
+            lengths: sums of documents' weights.
+            mean_length: of all documents, empty ones included.
         """
-        norm = self.k1 * (1 - self.b + self.b * (lengths / mean_length))
-        return weights * (self.k1 + 1) / (weights + norm)
+        return self.k1 * (1 - self.b + self.b * (lengths / (mean_length or 1.0)))  # no terms at all: nothing to divide
+
+    def saturated(self, weights: Floats, norms: Floats) -> Floats:
+        """A weight's part of the score without idf, below k1 + 1; 0 for no weight.
+
+        Args:
+            weights: of terms in documents, at least 0.
+            norms: of the documents they are in, of the same shape.
+        """
+        out = np.zeros(len(weights))
+        return np.divide(weights * (self.k1 + 1), weights + norms, out=out, where=weights > 0)
 
     def impacts(self, matrix: Matrix, statistics: Statistics | None = None) -> Matrix:
         """What each term adds to a document's score, a query weight of 1 given.
@@ -125,10 +133,8 @@ class BM25:
         if not (np.isfinite(weights).all() and (weights >= 0).all()):
             raise ValueError("weights must be finite and at least 0")
         known = Statistics.of(matrix) if statistics is None else statistics
-        lengths = np.repeat(row_sums(weights, matrix.indptr), np.diff(matrix.indptr))
-        data = np.zeros(len(weights))
-        at = weights > 0
-        data[at] = self.saturated(weights[at], lengths[at], known.mean_length)
+        norms = self.norms(row_sums(weights, matrix.indptr), known.mean_length)
+        data = self.saturated(weights, np.repeat(norms, np.diff(matrix.indptr)))
         data *= self.term_weights(known)[matrix.indices]
         return csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 

@@ -114,6 +114,40 @@ def test_the_quantiser_worked_by_hand(tmp_path):
     np.testing.assert_allclose(results["score"], [0.86356, 0.43228, 0.01968], atol=6e-6)
 
 
+def test_dot_products_are_those_of_the_rounded_weights(tmp_path):
+    docs, queries = latents(200), asked(12)
+    documents, wanted = (m.toarray() for m in matrices(docs, queries))
+    document_step, query_steps = documents.max() / 255, wanted.max(axis=1, keepdims=True) / 255
+    stored = np.where(documents > 0, np.maximum(np.rint(documents / document_step), 1), 0)
+    asked_for = np.where(wanted > 0, np.maximum(np.rint(wanted / query_steps), 1), 0)
+    expected = asked_for @ stored.T * document_step * query_steps
+    results = mv.SparseIndex(tmp_path / "i").index(docs).retriever(num_results=20)(queries)
+    errors = 0.5 * (document_step * wanted @ (documents > 0).T + query_steps * (wanted > 0) @ documents.T)
+    errors += 0.25 * document_step * query_steps * ((wanted > 0) @ (documents > 0).T.astype(float))
+    for row, (_, group) in enumerate(results.groupby("qid", sort=False)):
+        names, scores = best(expected[row], docs, 20)
+        assert group["docno"].tolist() == names
+        np.testing.assert_allclose(group["score"], scores, rtol=1e-9)
+        at = [int(name[1:]) for name in names]
+        assert (np.abs(group["score"] - (wanted @ documents.T)[row, at]) <= errors[row, at] + 1e-9).all()
+
+
+@pytest.mark.parametrize("scale", [4, 100])
+def test_bm25_is_that_of_the_rounded_weights(tmp_path, scale):
+    docs, queries = latents(200), asked(12)
+    documents, wanted = (m.toarray() for m in matrices(docs, queries))
+    stored = np.rint(documents * scale) / scale
+    wanted[:, (documents > 0).sum(axis=0) >= len(docs) / 2] = 0  # these have no idf, and PISA is not asked for them
+    steps = 2.0 ** np.floor(np.log2(wanted.max(axis=1, keepdims=True) / 512))
+    asked_for = np.rint(wanted / steps) * steps
+    expected = mv.scoring.bm25_matrix(csr_array(asked_for), csr_array(stored), 3.0, 0.4)
+    results = mv.SparseIndex(tmp_path / "i", scale=scale).index(docs).bm25(3.0, 0.4)(queries)
+    for row, (_, group) in enumerate(results.groupby("qid", sort=False)):
+        exact = dict(zip((d["docno"] for d in docs), expected[row]))
+        np.testing.assert_allclose(group["score"], [exact[d] for d in group["docno"]], rtol=1e-5)
+        assert len(group) == (expected[row] > 0).sum()
+
+
 @pytest.mark.slow
 def test_the_quantiser_keeps_the_best_of_vectors_like_laspars(tmp_path):
     rng = np.random.default_rng(0)
