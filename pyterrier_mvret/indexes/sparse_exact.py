@@ -29,7 +29,7 @@ class ExactSearcher:
         matrix = store.matrix()
         impacts = matrix.astype(np.float64) if weighting is None else weighting.impacts(matrix, store.statistics)
         self._inverted = impacts.T.tocsr()
-        self._inverted.eliminate_zeros()  # of terms that have no idf
+        self._inverted.eliminate_zeros()  # terms without idf are never asked for, and have the longest lists
 
     def search(self, queries: Sequence[Query], k: int | None) -> Iterator[tuple[Floats, Ints]]:
         """Scores and positions of all documents that share a term with a query, in any order."""
