@@ -30,11 +30,11 @@ class Latents(NamedTuple):
     """The active latents of tokens: at most k each, the rest of a row is zeros.
 
     Attributes:
-        values: (tokens, k) float32, at least 0, the largest first.
-        ids: (tokens, k) int64; of a value of 0 it means nothing.
+        activations: (tokens, k) float32, at least 0, the largest first.
+        ids: (tokens, k) int64; of an activation of 0 it means nothing.
     """
 
-    values: Tensor
+    activations: Tensor
     ids: Tensor
 
 
@@ -59,7 +59,7 @@ class TopKSAE(nn.Module):
         ValueError: a size below 1, more active latents than there are, or prefixes that do not rise to ``latents``.
 
     >>> sae = TopKSAE(2, latents=4, k=2)
-    >>> sae.encode(np.array([[2.5, 0.5], [0.5, 2.5]], np.float32)).values.shape
+    >>> sae.encode(np.array([[2.5, 0.5], [0.5, 2.5]], np.float32)).activations.shape
     torch.Size([2, 2])
     """
 
@@ -89,6 +89,7 @@ class TopKSAE(nn.Module):
         # rows are atoms; the encoder begins as the decoder's transpose
         self.decoder, self.encoder = nn.Parameter(atoms), nn.Parameter(atoms.clone())
         self.encoder_bias, self.mean = nn.Parameter(torch.zeros(latents)), nn.Parameter(torch.zeros(dim))
+        self.threshold: Tensor
         self.register_buffer("threshold", torch.zeros(()))
 
     @classmethod
@@ -154,7 +155,9 @@ class TopKSAE(nn.Module):
 
     def decode(self, latents: Latents) -> Tensor:
         """(tokens, dim): what active latents stand for."""
-        return self.mean + F.embedding_bag(latents.ids, self.decoder, per_sample_weights=latents.values, mode="sum")
+        return self.mean + F.embedding_bag(
+            latents.ids, self.decoder, per_sample_weights=latents.activations, mode="sum"
+        )
 
     # ------------------------------------------------------------------ files
 

@@ -23,8 +23,8 @@ def worked():
 
 
 def dense(sae, latents):
-    out = np.zeros((len(latents.values), sae.latents))
-    for row, (values, ids) in enumerate(zip(latents.values.numpy(), latents.ids.numpy())):
+    out = np.zeros((len(latents.activations), sae.latents))
+    for row, (values, ids) in enumerate(zip(latents.activations.numpy(), latents.ids.numpy())):
         out[row, ids[values > 0]] = values[values > 0]
     return out
 
@@ -51,7 +51,7 @@ def test_the_largest_positive_activations_are_kept(seed, k, at_once):
     expected = (states - sae.mean.detach().numpy()) @ sae.encoder.detach().numpy().T
     expected[expected < -np.sort(-expected, axis=1)[:, k - 1 : k]] = 0
     np.testing.assert_allclose(dense(sae, got), np.maximum(expected, 0), atol=1e-5)
-    assert got.values.shape == got.ids.shape == (len(states), k)
+    assert got.activations.shape == got.ids.shape == (len(states), k)
 
 
 def test_shifts_and_scales(worked):
@@ -76,7 +76,7 @@ def test_a_threshold_in_the_place_of_a_budget(worked):
 def test_states_may_be_normed():
     sae = TopKSAE(6, latents=12, k=3, input_norm="layer")
     states = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
-    np.testing.assert_allclose(sae.encode(states).values, sae.encode(7 * states + 2).values, atol=1e-4)
+    np.testing.assert_allclose(sae.encode(states).activations, sae.encode(7 * states + 2).activations, atol=1e-4)
 
 
 def test_files(tmp_path, worked):
