@@ -17,6 +17,7 @@ _PUBLIC = {
     "AGRaME": "pyterrier_mvret.methods.agrame",
     "Aligner": "pyterrier_mvret.methods.aligner",
     "ColBERT": "pyterrier_mvret.methods.colbert",
+    "LatentTerms": "pyterrier_mvret.methods.latent_terms",
     "MultiVecIndex": "pyterrier_mvret.indexes.multivec",
     "Paragraphs": "pyterrier_mvret.encoders.splitters",
     "Phrases": "pyterrier_mvret.encoders.splitters",
@@ -26,6 +27,7 @@ _PUBLIC = {
     "TokenBatch": "pyterrier_mvret.encoders.token_batch",
     "TokenEncoder": "pyterrier_mvret.encoders.token_encoder",
     "TopK": "pyterrier_mvret.scoring.strategies",
+    "TopKSAE": "pyterrier_mvret.encoders.sae",
     "TopP": "pyterrier_mvret.scoring.strategies",
     "citation": "pyterrier_mvret.citation",
     "datasets": "pyterrier_mvret.datasets",
@@ -42,6 +44,7 @@ __all__ = [*_PUBLIC, "__version__"]
 if TYPE_CHECKING:
     from pyterrier_mvret import citation, datasets, explain, scoring, training
     from pyterrier_mvret.encoders import heads, importance, models
+    from pyterrier_mvret.encoders.sae import TopKSAE
     from pyterrier_mvret.encoders.splitters import Paragraphs, Phrases, Sentences
     from pyterrier_mvret.encoders.token_batch import TokenBatch
     from pyterrier_mvret.encoders.token_encoder import TokenEncoder
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from pyterrier_mvret.methods.agrame import AGRaME
     from pyterrier_mvret.methods.aligner import Aligner
     from pyterrier_mvret.methods.colbert import ColBERT
+    from pyterrier_mvret.methods.latent_terms import LatentTerms
     from pyterrier_mvret.scoring.strategies import Soft, TopK, TopP
 
 

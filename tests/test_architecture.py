@@ -17,11 +17,12 @@ ALLOWED = {
     "indexes": {"indexes", "scoring", "component", "frames"},
     "training": {"training", "encoders", "indexes", "scoring", "component", "frames"},
     "unit_stages": {"encoders", "indexes", "scoring", "component", "frames"},
+    "term_stages": {"encoders", "scoring", "component", "frames"},
     "citation": {"encoders", "frames"},
     "citation_stages": {"citation", "encoders", "indexes", "scoring", "component", "frames"},
     "model": {"encoders", "training", "scoring", "component", "explain"},
     "methods": {
-        *("model", "citation_stages", "unit_stages", "explain"),
+        *("model", "citation_stages", "term_stages", "unit_stages", "explain"),
         *("encoders", "indexes", "training", "scoring", "component", "frames"),
     },
     "explain": {"component", "frames", "encoders", "scoring"},

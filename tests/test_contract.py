@@ -47,6 +47,7 @@ def parts(tiny, tmp_path_factory):
         weighed=mv.MultiVecIndex(folder / "weighed.mv", store_weights=True),
     )
     corpus = [{"docno": d, "text": t} for d, t in TEXTS.items()]
+    parts.latent = mv.LatentTerms(parts.colbert.encoder, mv.TopKSAE.random(16, latents=32, k=3))
     parts.agrame = mv.AGRaME(parts.colbert.encoder, unit=mv.Phrases(3))
     (parts.colbert.doc_encoder() >> parts.index).index(corpus)
     (parts.aligner.doc_encoder() >> parts.weighed).index(corpus)
@@ -192,6 +193,18 @@ STAGES = {
 }
 
 STAGES |= {
+    "QueryTermEncoder": (
+        lambda p: p.latent.query_encoder(),
+        lambda p: mv.LatentTerms(p.latent.encoder, p.latent.sae, top_query=2).query_encoder(),
+        lambda p: queries(),
+        {"query_toks", "query_toks_encoder"},
+    ),
+    "DocTermEncoder": (
+        lambda p: p.latent.doc_encoder(),
+        lambda p: mv.LatentTerms(p.latent.encoder, p.latent.sae, pool="max").doc_encoder(),
+        lambda p: results(),
+        {"toks", "toks_encoder"},
+    ),
     "SparseRetriever": (
         lambda p: p.pisa.bm25(),
         lambda p: p.pisa.bm25(k1=2),

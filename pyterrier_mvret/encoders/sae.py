@@ -159,6 +159,10 @@ class TopKSAE(nn.Module):
             latents.ids, self.decoder, per_sample_weights=latents.activations, mode="sum"
         )
 
+    def extra_repr(self) -> str:
+        """What is printed of it."""
+        return f"dim={self.dim}, latents={self.latents}, k={self.k}, digest={self.digest!r}"
+
     # ------------------------------------------------------------------ files
 
     def settings(self) -> dict[str, Any]:

@@ -1,0 +1,199 @@
+"""Latent Terms: a frozen retriever's hidden vocabulary, scored with BM25 (Clavie et al. 2026, arXiv 2605.29384)."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pandas as pd
+
+from pyterrier_mvret.component import Configured
+from pyterrier_mvret.encoders.states import Layer, streamed, token_states
+from pyterrier_mvret.encoders.token_encoder import TokenEncoder
+from pyterrier_mvret.scoring.pooling import Pool, Transform
+from pyterrier_mvret.term_stages import DocTermEncoder, Pooling, QueryTermEncoder, vocabulary
+
+if TYPE_CHECKING:
+    from sentence_transformers import MultiVectorEncoder
+
+    from pyterrier_mvret.encoders.sae import TopKSAE
+
+_SETTINGS, _SAE, _ENCODER = "pyterrier_mvret.json", "sae.safetensors", "encoder"
+
+
+class LatentTerms(Configured):
+    """Latents of a sparse autoencoder over token states as the terms of a text; an index scores them with BM25.
+
+    Activations of a latent are added up over a text's tokens, and the root of the sum is the term's weight (equations
+    7 to 9). Nothing is trained for retrieval: the autoencoder reconstructs the states of a frozen encoder.
+
+    Args:
+        encoder: a :class:`TokenEncoder`, or what its first argument may be; single-vector models serve as well.
+        sae: a trained dictionary, or the file of one; none until :meth:`fit` trains one.
+        layer: which states: ``"last_hidden_state"`` (before a multi-vector model's projection), or ``"projected"``.
+        special_tokens: whether markers, [CLS], [SEP] count. The paper does not say; replications that match its
+            numbers keep them.
+        pool: ``"sum"``, the paper's, or ``"max"`` over tokens.
+        transform: ``"sqrt"``, the paper's; ``"identity"``, ``"log1p"``, ``"binary"``.
+        top_doc: terms of a document at most, the heaviest; none keeps all.
+        top_query: the same of a query.
+        prefix: what terms begin with.
+        verbose: progress bars.
+        **settings: those of :class:`TokenEncoder`, where ``encoder`` is not one already.
+
+    >>> import pyterrier_mvret as mv
+    >>> from pyterrier_mvret.encoders.sae import TopKSAE
+    >>> latent = LatentTerms(mv.models.MINILM, TopKSAE.random(384, latents=1024, k=8))
+    >>> toks = latent.doc_encoder()(pd.DataFrame([{"docno": "d", "text": "A cat sat."}]))["toks"][0]
+    >>> 8 <= len(toks) <= 48, next(iter(toks))[0]
+    (True, 'z')
+    """
+
+    def __init__(
+        self,
+        encoder: "TokenEncoder | str | Path | MultiVectorEncoder",
+        sae: "TopKSAE | str | Path | None" = None,
+        *,
+        layer: Layer = "last_hidden_state",
+        special_tokens: bool = True,
+        pool: Pool = "sum",
+        transform: Transform = "sqrt",
+        top_doc: int | None = None,
+        top_query: int | None = None,
+        prefix: str = "z",
+        verbose: bool = False,
+        **settings: Any,
+    ):
+        if isinstance(encoder, TokenEncoder):
+            if settings:
+                raise ValueError(f"{', '.join(settings)}: set on the TokenEncoder that was passed, not beside it")
+        else:
+            encoder = TokenEncoder(encoder, **settings)
+        if isinstance(sae, str | Path):
+            from pyterrier_mvret.encoders.sae import TopKSAE
+
+            sae = TopKSAE.load(sae)
+        Pooling(layer, special_tokens, pool, transform, prefix)  # says at once what is no word
+        self.encoder, self.sae = encoder, sae
+        self.layer, self.special_tokens = layer, special_tokens
+        self.pool, self.transform, self.prefix = pool, transform, prefix
+        self.top_doc, self.top_query, self.verbose = top_doc, top_query, verbose
+
+    @property
+    def pooling(self) -> Pooling:
+        """How states become terms."""
+        return Pooling(self.layer, self.special_tokens, self.pool, self.transform, self.prefix)
+
+    @property
+    def dictionary(self) -> "TopKSAE":
+        """The autoencoder.
+
+        Raises:
+            ValueError: there is none yet.
+        """
+        if self.sae is None:
+            raise ValueError("there is no dictionary yet: fit(corpus) trains one, sae= takes one")
+        return self.sae
+
+    @property
+    def space(self) -> str:
+        """``name#digest`` of the vocabulary: equal digests mean terms that can be compared."""
+        return vocabulary(self.encoder, self.dictionary, self.pooling)
+
+    def query_encoder(self) -> QueryTermEncoder:
+        """Q (or R) with ``query`` -> the same with ``query_toks``, {term: weight}; no query is expanded."""
+        return QueryTermEncoder(self.encoder, self.dictionary, self.pooling, self.top_query, self.verbose)
+
+    def doc_encoder(self, text_field: str = "text") -> DocTermEncoder:
+        """D (or R) with text -> the same with ``toks``, {term: weight}; the first stage of an indexing pipeline.
+
+        Args:
+            text_field: the column with the text.
+        """
+        where = (self.top_doc, text_field, self.verbose)
+        return DocTermEncoder(self.encoder, self.dictionary, self.pooling, *where)
+
+    def fit(
+        self,
+        corpus: Iterable[Any],
+        *,
+        latents: int = 32768,
+        k: int = 16,
+        text_field: str = "text",
+        sae: "TopKSAE | None" = None,
+        device: str | None = None,
+        verbose: bool = True,
+        **training: Any,
+    ) -> Self:
+        """Trains the dictionary on texts, no labels: generic ones rather than those that are searched (the paper).
+
+        Args:
+            corpus: texts, or dicts with the text field; a list, a dataset, whatever can be read again from its start.
+            latents: size of the dictionary.
+            k: active latents of a token at most.
+            text_field: the field with the text.
+            sae: trains this one on, or another kind (BatchTopK, Matryoshka); none makes one of ``latents`` and ``k``.
+            device: where; none takes an accelerator if there is one.
+            verbose: a progress bar with loss, explained variance and dead latents.
+            **training: settings of :class:`~pyterrier_mvret.training.sae.SAETrainer`: ``tokens=``, ``batch_tokens=``,
+                ``learning_rate=``, ``seed=``, ...
+
+        Returns:
+            The model itself; ``history`` has the curves. Stages made before keep the dictionary they had.
+
+        Raises:
+            ValueError: a corpus that can be read only once, or without a token.
+        """
+        from sentence_transformers.util import get_device_name
+
+        from pyterrier_mvret.encoders.sae import TopKSAE
+        from pyterrier_mvret.training.sae import SAETrainer
+
+        if iter(corpus) is corpus:
+            raise ValueError("a corpus is read several times: pass a list, or an object whose iter starts anew")
+        how = SAETrainer(**training)
+        if sae is None:
+            width = token_states(self.encoder, ["width"], "document", self.layer).states.shape[1]
+            sae = TopKSAE(width, latents, k, seed=how.seed)
+        sae.to(device or get_device_name())
+
+        def states() -> Iterable[Any]:
+            texts = (one if isinstance(one, str) else one[text_field] for one in corpus)
+            return streamed(self.encoder, texts, self.layer, self.special_tokens)
+
+        self.history = how.fit(sae, states, verbose=verbose)
+        self.sae = sae
+        return self
+
+    #: the curves of the last training
+    history: pd.DataFrame | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Writes encoder, dictionary and settings; :meth:`load` reads them."""
+        path = Path(path)
+        self.dictionary  # noqa: B018 (says what is missing before anything is written)
+        self.encoder.save(path / _ENCODER)
+        self.dictionary.save(path / _SAE)
+        own = {name: value for name, value in self._identity() if name not in ("encoder", "sae")}
+        (path / _SETTINGS).write_text(json.dumps({"method": type(self).__name__, **own}), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path, **settings: Any) -> Self:
+        """Reads what :meth:`save` wrote; ``settings``, of the model or the encoder, override what was saved.
+
+        Raises:
+            FileNotFoundError: the folder was not written by :meth:`save`.
+            ValueError: it was, by another method, or is damaged.
+        """
+        path = Path(path)
+        if not (path / _SETTINGS).is_file():
+            raise FileNotFoundError(f"{path} holds no {_SETTINGS}")
+        try:
+            saved = json.loads((path / _SETTINGS).read_text(encoding="utf-8"))
+            method = saved.pop("method")
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path / _SETTINGS} is damaged: {error!r}") from error
+        if method != cls.__name__:
+            raise ValueError(f"{path} was saved by {method}: open it with {method}.load")
+        own = {name: settings.pop(name) for name in ("verbose", *saved) if name in settings}
+        return cls(TokenEncoder(path / _ENCODER, **settings), path / _SAE, **{**saved, **own})
