@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from pyterrier_mvret.encoders.pruning import Pruning
     from pyterrier_mvret.scoring import ScoringRule
 
-_SETTINGS = "pyterrier_mvret.json"
+#: the file beside a checkpoint that holds a model's own settings
+SETTINGS = "pyterrier_mvret.json"
 
 
 class TokenModel(Configured, ABC):
@@ -29,24 +30,15 @@ class TokenModel(Configured, ABC):
     verbose: bool
 
     def _take(self, encoder: Any, settings: dict[str, Any]) -> None:
-        """Sets the encoder, from what the first argument of :class:`TokenEncoder` may be, or as it is.
-
-        Raises:
-            ValueError: settings for an encoder that is already made.
-        """
-        if isinstance(encoder, TokenEncoder):
-            if settings:
-                raise ValueError(f"{', '.join(settings)}: set on the TokenEncoder that was passed, not beside it")
-        else:
-            encoder = TokenEncoder(encoder, **settings)
-        self.encoder = encoder
+        """Sets the encoder; see :func:`encoder_of`."""
+        self.encoder = encoder_of(encoder, settings)
 
     def _check_saved(self, encoder: Any) -> None:
         """ValueError where ``encoder`` is a folder of this method that was saved with other settings.
 
         A :class:`TokenEncoder` is free: whoever passes it says how it is scored.
         """
-        saved = None if isinstance(encoder, TokenEncoder) else _saved_settings(self.encoder.name)
+        saved = None if isinstance(encoder, TokenEncoder) else saved_settings(self.encoder.name)
         if saved is None or saved.pop("method") != type(self).__name__:
             return
         if saved != json.loads(json.dumps(self._settings())):
@@ -147,7 +139,7 @@ class TokenModel(Configured, ABC):
 
     def _write_settings(self, path: Path) -> None:
         settings = {"method": type(self).__name__, **self._settings()}
-        (path / _SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+        (path / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path, **settings: Any) -> Self:
@@ -157,23 +149,37 @@ class TokenModel(Configured, ABC):
             FileNotFoundError: the folder was not written by :meth:`save`.
             ValueError: it was, by another method; or its settings are damaged, or of another version.
         """
-        saved = _saved_settings(str(path))
+        saved = saved_settings(str(path))
         name = cls.__name__
         if saved is None:
-            raise FileNotFoundError(f"{path} holds no {_SETTINGS}: open a checkpoint with {name}(path)")
+            raise FileNotFoundError(f"{path} holds no {SETTINGS}: open a checkpoint with {name}(path)")
         if saved["method"] != name:
             raise ValueError(f"{path} was saved by {saved['method']}: open it with {saved['method']}.load")
         saved.pop("method")
         strange = sorted(set(saved) ^ ({p.name for p in cls._parameters()} - {"encoder"}))
         if strange:
-            raise ValueError(f"{Path(path) / _SETTINGS} is not of {name}: missing or unknown: {', '.join(strange)}")
+            raise ValueError(f"{Path(path) / SETTINGS} is not of {name}: missing or unknown: {', '.join(strange)}")
         own = {key: settings.pop(key) for key in ("verbose", *saved) if key in settings}
         make: Any = cls
         return make(TokenEncoder(path, **settings), **{**cls._arguments(saved), **own})
 
 
-def _saved_settings(name: Any) -> dict[str, Any] | None:
-    file = Path(name) / _SETTINGS if isinstance(name, str) else None
+def encoder_of(encoder: Any, settings: dict[str, Any]) -> TokenEncoder:
+    """An encoder from what the first argument of :class:`TokenEncoder` may be, or as it is.
+
+    Raises:
+        ValueError: settings for an encoder that is already made.
+    """
+    if not isinstance(encoder, TokenEncoder):
+        return TokenEncoder(encoder, **settings)
+    if settings:
+        raise ValueError(f"{', '.join(settings)}: set on the TokenEncoder that was passed, not beside it")
+    return encoder
+
+
+def saved_settings(name: Any) -> dict[str, Any] | None:
+    """What a model's folder says of it; none where it is none. ValueError if that is damaged."""
+    file = Path(name) / SETTINGS if isinstance(name, str) else None
     if file is None or not file.is_file():
         return None
     try:

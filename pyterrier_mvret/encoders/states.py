@@ -17,7 +17,8 @@ from pyterrier_mvret.encoders import batches, onednn, salience
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
 
-    from pyterrier_mvret.encoders.token_encoder import Task, TokenEncoder
+    from pyterrier_mvret.encoders.forward import Task
+    from pyterrier_mvret.encoders.token_encoder import TokenEncoder
 
 Layer = Literal["last_hidden_state", "projected"]
 # texts whose states are held at once where they stream by

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pyterrier as pt
 
 from pyterrier_mvret.component import Configured
-from pyterrier_mvret.encoders import batches, checkpoints, heads, markers, models, onednn, openvino, salience, settings
+from pyterrier_mvret.encoders import batches, checkpoints, forward, heads, markers, models, openvino, salience, settings
+from pyterrier_mvret.encoders.forward import Fields, Task
 from pyterrier_mvret.encoders.token_batch import TokenBatch
 
 if TYPE_CHECKING:
@@ -20,12 +21,8 @@ if TYPE_CHECKING:
 
     from pyterrier_mvret.encoders.importance import Importance
 
-Task = Literal["query", "document"]
-Fields = dict[str, npt.NDArray[Any]]  # of one text, by their names in a TokenBatch; all have one row a token
 _DTYPES = ("float32", "bfloat16", "float16")
 _BACKENDS = ("torch", "openvino")
-# what modules of a model may say of each token, and the field that takes it
-_SAID = (("token_weights", "weights"), ("token_importance", "importance"))
 
 
 class TokenEncoder(Configured):
@@ -221,35 +218,9 @@ class TokenEncoder(Configured):
         model.eval()  # no dropout, also between two steps of training
         try:
             for places, features in batches.batches(model, inputs, task, self.batch_size, whole):
-                yield from zip(places, self._batch(model, features, task), strict=True)
+                yield from zip(places, forward.fields_of(model, features, task), strict=True)
         finally:
             model.train(training)
-
-    @staticmethod
-    def _batch(model: "MultiVectorEncoder", features: dict[str, Any], task: Task) -> Iterator[Fields]:
-        """One batch through the model, as one gather a field: rows of a text are views of the batch's arrays."""
-        import torch
-        from sentence_transformers.util import batch_to_device
-
-        spans = features.pop("offset_mapping", None)
-        with torch.inference_mode(), onednn.linear_layers(model):
-            out = model(batch_to_device(features, model.device), task=task)
-            mask = out["attention_mask"].bool()
-            rows = out["token_embeddings"][mask]
-            if rows.dtype != torch.float32:
-                # lengths that were rounded to half precision are off by up to a hundredth: made one again
-                rows = rows.float()
-                rows = torch.nn.functional.normalize(rows, dim=-1) if settings.normalizes(model) else rows
-        fields: Fields = {"vectors": rows.cpu().numpy()}
-        kept, token_ids = mask.cpu().numpy(), out["input_ids"]
-        if mask.shape == token_ids.shape and not settings.pools(model, task):  # else a row is no longer one token
-            fields["token_ids"] = token_ids.cpu().numpy()[kept].astype(np.int32)
-            if spans is not None:
-                fields["spans"] = batches.places(spans.cpu().numpy(), kept.shape)[kept]
-            fields |= {field: out[name][mask].float().cpu().numpy() for name, field in _SAID if name in out}
-        ends = np.cumsum(kept.sum(1))[:-1]
-        texts = zip(*(np.split(field, ends) for field in fields.values()), strict=True)
-        return (dict(zip(fields, text, strict=True)) for text in texts)
 
     def tokens(self, token_ids: npt.NDArray[Any]) -> list[str]:
         """The vocabulary's spelling of token ids."""

@@ -9,7 +9,6 @@ import numpy as np
 from pyterrier_mvret import frames
 from pyterrier_mvret.indexes.builder import SegmentBuilder
 from pyterrier_mvret.indexes.codecs import CODECS
-from pyterrier_mvret.indexes.documents import digest_of
 from pyterrier_mvret.indexes.extras import EXTRAS
 from pyterrier_mvret.indexes.segmented import Mode, SegmentedIndex
 from pyterrier_mvret.indexes.stages import MultiVecIndexer, MultiVecRetriever, MultiVecScorer, VecLoader, scoring_of
@@ -210,22 +209,14 @@ class MultiVecIndex(SegmentedIndex[Store]):
         present = manifest.get("store_weights", False)
         return self.store_weights if present is None else present
 
-    def _check_encoder(self, manifest: dict[str, Any], found: dict[str, Any] | None) -> None:
-        """The first document fixes the encoder; later ones must have been made, and be scored, in the same way."""
-        if not manifest["segments"]:
-            manifest["encoder"] = found
-            return
-        old, new = manifest["encoder"] or {}, found or {}
-        if digest_of(old.get("space")) != digest_of(new.get("space")):
-            raise ValueError(
-                f"{self.path} was built with encoder {old.get('space')}; these documents come from {new.get('space')}"
-            )
+    def _fixed(self, old: dict[str, Any], new: dict[str, Any]) -> tuple[str, ...]:
+        """Documents must be scored in the same way, too.
+
+        What vectors and weights are does not depend on how they are aligned: the default stays that of the index.
+        """
         rules = old.get("scoring"), new.get("scoring")
-        # what vectors and weights are does not depend on how they are aligned: the default stays that of the index
         aligned = all(rule is not None and "alignment" in rule for rule in rules)
-        for key in ("document",) if aligned else ("document", "scoring"):
-            if old.get(key) != new.get(key):
-                raise ValueError(f"{self.path} was built with {key}={old.get(key)!r}; these have {new.get(key)!r}")
+        return ("document",) if aligned else ("document", "scoring")
 
     # ------------------------------------------------------------------ reading
 
@@ -241,11 +232,6 @@ class MultiVecIndex(SegmentedIndex[Store]):
             # none: as the first document will have it
             if getattr(self, setting) and manifest.get(setting, False) is False:
                 raise ValueError(f"{self.path} was built without {setting}=True")
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """The contents of ``pt_meta.json``: settings, encoder, segments with sizes and checksums."""
-        return self.store.manifest
 
     @property
     def scoring(self) -> ScoringRule:

@@ -3,16 +3,25 @@
 from collections.abc import Callable, Iterable, Sized
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import pyterrier as pt
 
 from pyterrier_mvret.component import Configured
 from pyterrier_mvret.indexes import segments
+from pyterrier_mvret.indexes.documents import digest_of
 from pyterrier_mvret.indexes.segment_writer import SegmentWriter, records_of
 
 Mode = Literal["create", "overwrite", "append"]
-Opened = TypeVar("Opened", bound=Sized)
+
+
+class Segments(Sized, Protocol):
+    """The segments of an index, opened as one; its length is the number of documents."""
+
+    manifest: dict[str, Any]
+
+
+Opened = TypeVar("Opened", bound=Segments)
 
 
 class SegmentedIndex(Configured, pt.Artifact, pt.Indexer, Generic[Opened]):
@@ -50,6 +59,10 @@ class SegmentedIndex(Configured, pt.Artifact, pt.Indexer, Generic[Opened]):
     def _builder(self, folder: Path, manifest: dict[str, Any], before: "Opened | None") -> SegmentWriter:
         """What writes a segment, behind those of ``before``."""
         raise NotImplementedError
+
+    def _fixed(self, old: dict[str, Any], new: dict[str, Any]) -> tuple[str, ...]:
+        """What else than the space must not differ between the encoder of the index and that of documents to come."""
+        return ("document",)
 
     def _learned(self, builder: Any) -> dict[str, Any]:
         """What the manifest takes from the documents."""
@@ -93,6 +106,20 @@ class SegmentedIndex(Configured, pt.Artifact, pt.Indexer, Generic[Opened]):
             segments.keep_only(self.path, _names(manifest))
             segments.drop_derived(self.path)
         return self
+
+    def _check_encoder(self, manifest: dict[str, Any], found: dict[str, Any] | None) -> None:
+        """The first document fixes the encoder; later ones must have been made in the same way."""
+        if not manifest["segments"]:
+            manifest["encoder"] = found
+            return
+        old, new = manifest["encoder"] or {}, found or {}
+        if digest_of(old.get("space")) != digest_of(new.get("space")):
+            raise ValueError(
+                f"{self.path} was built with encoder {old.get('space')}; these documents come from {new.get('space')}"
+            )
+        for key in self._fixed(old, new):
+            if old.get(key) != new.get(key):
+                raise ValueError(f"{self.path} was built with {key}={old.get(key)!r}; these have {new.get(key)!r}")
 
     def _check_target(self, mode: Mode) -> None:
         if self.built():
@@ -162,6 +189,11 @@ class SegmentedIndex(Configured, pt.Artifact, pt.Indexer, Generic[Opened]):
         self._undisturbed(self._check_files)
         self.__dict__.pop("store", None)
         len(self)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The contents of ``pt_meta.json``: settings, encoder, segments with sizes and checksums."""
+        return self.store.manifest
 
     def _check_files(self, manifest: dict[str, Any]) -> None:
         for entry in manifest["segments"]:

@@ -9,7 +9,6 @@ import pandas as pd
 
 from pyterrier_mvret import frames
 from pyterrier_mvret.indexes import sparse_pisa
-from pyterrier_mvret.indexes.documents import digest_of
 from pyterrier_mvret.indexes.segmented import Mode, SegmentedIndex
 from pyterrier_mvret.indexes.segments import derived_folders
 from pyterrier_mvret.indexes.sparse_builder import SparseSegmentBuilder
@@ -197,21 +196,6 @@ class SparseIndex(SegmentedIndex[SparseStore]):
             lambda found: self._check_encoder(manifest, found),
         )
 
-    def _check_encoder(self, manifest: dict[str, Any], found: dict[str, Any] | None) -> None:
-        """The first document fixes the encoder; later ones must have been made in the same way."""
-        if not manifest["segments"]:
-            manifest["encoder"] = found
-            return
-        old, new = manifest["encoder"] or {}, found or {}
-        if digest_of(old.get("space")) != digest_of(new.get("space")):
-            raise ValueError(
-                f"{self.path} was built with encoder {old.get('space')}; these documents come from {new.get('space')}"
-            )
-        if old.get("document") != new.get("document"):
-            raise ValueError(
-                f"{self.path} was built with document={old.get('document')!r}; these have {new.get('document')!r}"
-            )
-
     # ------------------------------------------------------------------ reading
 
     def _open(self, manifest: dict[str, Any]) -> SparseStore:
@@ -235,11 +219,6 @@ class SparseIndex(SegmentedIndex[SparseStore]):
                 found = sparse_pisa.PisaSearcher(store, weighting, store.manifest["scale"])
             store.searchers[engine, weighting] = found
         return found
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """The contents of ``pt_meta.json``: settings, encoder, segments with sizes and checksums."""
-        return self.store.manifest
 
     def lexicon(self) -> pd.DataFrame:
         """All terms, with the number of documents that have each (``term``, ``documents``)."""

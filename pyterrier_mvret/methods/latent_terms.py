@@ -10,6 +10,7 @@ import pandas as pd
 from pyterrier_mvret.component import Configured
 from pyterrier_mvret.encoders.states import Layer, streamed, token_states
 from pyterrier_mvret.encoders.token_encoder import TokenEncoder
+from pyterrier_mvret.model import SETTINGS, encoder_of, saved_settings
 from pyterrier_mvret.scoring.pooling import Pool, Transform
 from pyterrier_mvret.term_stages import DocTermEncoder, Pooling, QueryTermEncoder, vocabulary
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from pyterrier_mvret.encoders.sae import TopKSAE
 
-_SETTINGS, _SAE, _ENCODER = "pyterrier_mvret.json", "sae.safetensors", "encoder"
+_SAE, _ENCODER = "sae.safetensors", "encoder"
 
 
 class LatentTerms(Configured):
@@ -64,17 +65,12 @@ class LatentTerms(Configured):
         verbose: bool = False,
         **settings: Any,
     ):
-        if isinstance(encoder, TokenEncoder):
-            if settings:
-                raise ValueError(f"{', '.join(settings)}: set on the TokenEncoder that was passed, not beside it")
-        else:
-            encoder = TokenEncoder(encoder, **settings)
         if isinstance(sae, str | Path):
             from pyterrier_mvret.encoders.sae import TopKSAE
 
             sae = TopKSAE.load(sae)
         Pooling(layer, special_tokens, pool, transform, prefix)  # says at once what is no word
-        self.encoder, self.sae = encoder, sae
+        self.encoder, self.sae = encoder_of(encoder, settings), sae
         self.layer, self.special_tokens = layer, special_tokens
         self.pool, self.transform, self.prefix = pool, transform, prefix
         self.top_doc, self.top_query, self.verbose = top_doc, top_query, verbose
@@ -175,7 +171,7 @@ class LatentTerms(Configured):
         self.encoder.save(path / _ENCODER)
         self.dictionary.save(path / _SAE)
         own = {name: value for name, value in self._identity() if name not in ("encoder", "sae")}
-        (path / _SETTINGS).write_text(json.dumps({"method": type(self).__name__, **own}), encoding="utf-8")
+        (path / SETTINGS).write_text(json.dumps({"method": type(self).__name__, **own}), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path, **settings: Any) -> Self:
@@ -186,13 +182,10 @@ class LatentTerms(Configured):
             ValueError: it was, by another method, or is damaged.
         """
         path = Path(path)
-        if not (path / _SETTINGS).is_file():
-            raise FileNotFoundError(f"{path} holds no {_SETTINGS}")
-        try:
-            saved = json.loads((path / _SETTINGS).read_text(encoding="utf-8"))
-            method = saved.pop("method")
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path / _SETTINGS} is damaged: {error!r}") from error
+        saved = saved_settings(str(path))
+        if saved is None:
+            raise FileNotFoundError(f"{path} holds no {SETTINGS}")
+        method = saved.pop("method")
         if method != cls.__name__:
             raise ValueError(f"{path} was saved by {method}: open it with {method}.load")
         own = {name: settings.pop(name) for name in ("verbose", *saved) if name in settings}

@@ -2,7 +2,7 @@
 
 Recipe of Latent Terms (Clavie et al. 2026, arXiv 2605.29384, appendix A): AdamW, rate 1e-3 after a warm-up of 5 %, then
 down a cosine, 4,096 tokens a step. What the paper does not state is Gao et al.'s (arXiv 2406.04093): atoms of length
-one, AuxK for dead latents, ``mean`` begun at the mean of states.
+one, AuxK for dead latents. ``mean`` begins at that of the first batch, as replications have it.
 """
 
 import math
@@ -22,8 +22,6 @@ from torch import Tensor, nn
 from pyterrier_mvret.encoders.sae import Latents, TopKSAE
 
 States = Callable[[], Iterable[npt.NDArray[Any]]]
-# tokens by which the mean of states is found
-_FOR_THE_MEAN = 100_000
 # BatchTopK looks among so many times k activations of each token
 _SPARE = 4
 
@@ -187,10 +185,10 @@ class _Run:
         return self.how.k_aux or max(1, min(512, self.sae.latents // 8))
 
     def _begin(self, states: Tensor) -> None:
-        """The mean of the first states, unless one was given."""
+        """The mean of the first batch, unless one was given."""
         with torch.no_grad():
             if not self.sae.mean.any():
-                self.sae.mean.copy_(self.sae.normed(states[:_FOR_THE_MEAN]).mean(0))
+                self.sae.mean.copy_(self.sae.normed(states).mean(0))
 
     def _note(self, loss: float, aux: float, latents: Latents) -> None:
         if self.number % self._every and self.number != self.how.steps:

@@ -92,7 +92,7 @@ def test_any_text_has_spans_inside_the_sentence(proposition, sentence):
         assert 0 <= start < end <= len(sentence)
 
 
-def test_long_sentences_of_one_word_take_no_time():
+def test_a_long_sentence_of_one_word_is_one_span():
     words = ["a"] * 300
     assert aligned_spans(" ".join(words), " ".join(words)) == [(0, 599)]
 
