@@ -38,6 +38,7 @@ MODULES = {
     "pyterrier_mvret.training.alignment",
     "pyterrier_mvret.training.frozen",
     "pyterrier_mvret.training.objectives",
+    "pyterrier_mvret.training.reconstruction",
     "pyterrier_mvret.training.sae",
     "pyterrier_mvret.training.similarity",
     "pyterrier_mvret.training.trainer",

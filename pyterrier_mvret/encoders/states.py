@@ -122,9 +122,21 @@ def _projections(model: "MultiVectorEncoder") -> list[Any]:
 
 
 def streamed(
-    encoder: "TokenEncoder", texts: Iterable[str], layer: Layer = "last_hidden_state", special_tokens: bool = True
+    encoder: "TokenEncoder",
+    texts: Iterable[str],
+    layer: Layer = "last_hidden_state",
+    special_tokens: bool = True,
+    start: int = 0,
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """States of a corpus, some texts at a time and never all: what a sparse autoencoder is trained on."""
-    remaining = iter(texts)
+    """States of a corpus, some texts at a time and never all: what a sparse autoencoder is trained on.
+
+    Args:
+        encoder: as for :func:`token_states`.
+        texts: read once.
+        layer: as for :func:`token_states`.
+        special_tokens: as for :func:`token_states`.
+        start: number of the first array that is wanted; texts before it are not encoded.
+    """
+    remaining = islice(texts, start * _TEXTS_A_BLOCK, None)
     while block := list(islice(remaining, _TEXTS_A_BLOCK)):
         yield token_states(encoder, block, "document", layer, special_tokens).states

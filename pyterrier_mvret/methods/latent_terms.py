@@ -1,7 +1,10 @@
 """Latent Terms: a frozen retriever's hidden vocabulary, scored with BM25 (Clavie et al. 2026, arXiv 2605.29384)."""
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from copy import copy
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,8 +21,11 @@ if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
 
     from pyterrier_mvret.encoders.sae import TopKSAE
+    from pyterrier_mvret.training.sae import SAETrainer
 
 _SAE, _ENCODER = "sae.safetensors", "encoder"
+# texts by which a corpus is known again
+_FIRST_TEXTS = 256
 
 
 class LatentTerms(Configured):
@@ -117,6 +123,8 @@ class LatentTerms(Configured):
         k: int = 16,
         text_field: str = "text",
         sae: "TopKSAE | None" = None,
+        path: str | Path | None = None,
+        resume: bool = False,
         device: str | None = None,
         verbose: bool = True,
         **training: Any,
@@ -125,10 +133,15 @@ class LatentTerms(Configured):
 
         Args:
             corpus: texts, or dicts with the text field; a list, a dataset, whatever can be read again from its start.
+                States stream by: memory holds those of ``buffer_batches`` steps.
             latents: size of the dictionary.
             k: active latents of a token at most.
             text_field: the field with the text.
             sae: trains this one on, or another kind (BatchTopK, Matryoshka); none makes one of ``latents`` and ``k``.
+            path: a folder for the model (:meth:`load` reads it), which appears when training is done; until then
+                checkpoints lie beside it.
+            resume: go on from the checkpoints of a run with the same settings, or start if there are none; a finished
+                run is opened. The outcome is that of a run that never stopped.
             device: where; none takes an accelerator if there is one.
             verbose: a progress bar with loss, explained variance and dead latents.
             **training: settings of :class:`~pyterrier_mvret.training.sae.SAETrainer`: ``tokens=``, ``batch_tokens=``,
@@ -138,11 +151,14 @@ class LatentTerms(Configured):
             The model itself; ``history`` has the curves. Stages made before keep the dictionary they had.
 
         Raises:
-            ValueError: a corpus that can be read only once, or without a token.
+            ValueError: a corpus that can be read only once, or without a token; or the run to be resumed had other
+                settings.
+            FileExistsError: ``path``, or the checkpoints of an unfinished run, are there, and ``resume`` is not set.
         """
         from sentence_transformers.util import get_device_name
 
         from pyterrier_mvret.encoders.sae import TopKSAE
+        from pyterrier_mvret.training.run import Run
         from pyterrier_mvret.training.sae import SAETrainer
 
         if iter(corpus) is corpus:
@@ -151,27 +167,66 @@ class LatentTerms(Configured):
         if sae is None:
             width = token_states(self.encoder, ["width"], "document", self.layer).states.shape[1]
             sae = TopKSAE(width, latents, k, seed=how.seed)
-        sae.to(device or get_device_name())
 
-        def states() -> Iterable[Any]:
-            texts = (one if isinstance(one, str) else one[text_field] for one in corpus)
-            return streamed(self.encoder, texts, self.layer, self.special_tokens)
+        def texts() -> Iterator[str]:
+            return (one if isinstance(one, str) else one[text_field] for one in corpus)
 
-        self.history = how.fit(sae, states, verbose=verbose)
-        self.sae = sae
+        def states(start: int) -> Iterable[Any]:
+            return streamed(self.encoder, texts(), self.layer, self.special_tokens, start)
+
+        run = Run(None if path is None else Path(path).absolute(), resume, self._record(sae, how, texts()))
+        try:
+            if run.finished:
+                assert run.path is not None
+                sae, history = TopKSAE.load(run.path / _SAE), run.history()
+            else:
+                checkpoints = None if run.path is None else run.folder
+                history = how.fit(sae.to(device or get_device_name()), states, checkpoints=checkpoints, verbose=verbose)
+                if run.path is not None:
+                    trained = self._with(sae)
+                    run.complete(trained.save, history)
+        finally:
+            run.close()
+        self.sae, self.history = sae, history
         return self
+
+    def _record(self, sae: "TopKSAE", how: "SAETrainer", texts: Iterator[str]) -> dict[str, str]:
+        """What decides the outcome of a training run; of the corpus, the texts that it begins with."""
+        described = {name: value for name, value in self.encoder.describe().items() if name not in ("name", "revision")}
+        described["space"] = described["space"].rpartition("#")[2]  # weights, wherever they were read from
+        first = hashlib.sha256(json.dumps(list(islice(texts, _FIRST_TEXTS))).encode()).hexdigest()[:16]
+        return {
+            "encoder": json.dumps(described, sort_keys=True),
+            "states": f"{self.layer}, special tokens: {self.special_tokens}",
+            "dictionary": json.dumps({**sae.settings(), "digest": sae.digest}),
+            "training": json.dumps(how.settings()),
+            "corpus begins with": first,
+        }
+
+    def _with(self, sae: "TopKSAE") -> Self:
+        """The same with another dictionary."""
+        other = copy(self)
+        other.sae = sae
+        return other
 
     #: the curves of the last training
     history: pd.DataFrame | None = None
 
     def save(self, path: str | Path) -> None:
-        """Writes encoder, dictionary and settings; :meth:`load` reads them."""
-        path = Path(path)
-        self.dictionary  # noqa: B018 (says what is missing before anything is written)
+        """Writes encoder, dictionary and settings; :meth:`load` reads them.
+
+        The settings are written last, and those of a model that is replaced removed first: what was interrupted is no
+        model.
+        """
+        path, dictionary = Path(path), self.dictionary
+        path.mkdir(parents=True, exist_ok=True)
+        (path / SETTINGS).unlink(missing_ok=True)
         self.encoder.save(path / _ENCODER)
-        self.dictionary.save(path / _SAE)
+        dictionary.save(path / _SAE)
         own = {name: value for name, value in self._identity() if name not in ("encoder", "sae")}
-        (path / SETTINGS).write_text(json.dumps({"method": type(self).__name__, **own}), encoding="utf-8")
+        unfinished = path / f".{SETTINGS}"
+        unfinished.write_text(json.dumps({"method": type(self).__name__, **own}), encoding="utf-8")
+        unfinished.replace(path / SETTINGS)
 
     @classmethod
     def load(cls, path: str | Path, **settings: Any) -> Self:

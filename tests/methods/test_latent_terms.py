@@ -104,6 +104,55 @@ def test_fitting_is_repeatable_and_lowers_the_error(tiny_encoder):
         LatentTerms(tiny_encoder).doc_encoder()
 
 
+class Interrupted:
+    """A corpus whose reading stops once."""
+
+    def __init__(self, texts, after):
+        self.texts, self.after = texts, after
+
+    def __iter__(self):
+        for i, text in enumerate(self.texts):
+            if i == self.after:
+                self.after = None
+                raise KeyboardInterrupt
+            yield text
+
+
+def test_a_training_that_was_stopped_goes_on(tiny_encoder, tmp_path):
+    texts = [text for text in TEXTS.values() if text] * 200
+    settings = {"latents": 32, "k": 4, "tokens": 12_800, "batch_tokens": 64, "buffer_batches": 4, "device": "cpu"}
+    settings |= {"save_steps": 5, "verbose": False}
+    whole = LatentTerms(tiny_encoder).fit(texts, **settings)
+    corpus = Interrupted(texts, 600)
+    with pytest.raises(KeyboardInterrupt):
+        LatentTerms(tiny_encoder).fit(corpus, path=tmp_path / "model", **settings)
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(FileExistsError, match="resume=True"):
+        LatentTerms(tiny_encoder).fit(corpus, path=tmp_path / "model", **settings)
+    with pytest.raises(ValueError, match="other settings: .*corpus"):
+        LatentTerms(tiny_encoder).fit(texts[1:], path=tmp_path / "model", resume=True, **settings)
+    resumed = LatentTerms(tiny_encoder).fit(corpus, path=tmp_path / "model", resume=True, **settings)
+    assert resumed.space == whole.space and not (tmp_path / "model.training").exists()
+    opened = LatentTerms.load(tmp_path / "model", device="cpu")
+    assert opened.sae.digest == whole.sae.digest
+    finished = LatentTerms(tiny_encoder).fit(corpus, path=tmp_path / "model", resume=True, **settings)
+    assert finished.space == whole.space
+    assert finished.history["loss"].tolist() == whole.history["loss"].tolist()
+
+
+def test_what_was_interrupted_in_saving_is_no_model(latent, tmp_path, monkeypatch):
+    latent.save(tmp_path / "model")
+
+    def full(*args, **kwargs):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(TopKSAE, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        latent.save(tmp_path / "model")
+    with pytest.raises(FileNotFoundError):
+        LatentTerms.load(tmp_path / "model")
+
+
 def test_files(latent, tmp_path):
     latent.save(tmp_path / "model")
     again = LatentTerms.load(tmp_path / "model", device="cpu")

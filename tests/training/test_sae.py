@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from pyterrier_mvret.encoders.sae import TopKSAE
-from pyterrier_mvret.training.sae import Chosen, SAETrainer, _keep_length, losses
+from pyterrier_mvret.training.reconstruction import Chosen, keep_length, losses
+from pyterrier_mvret.training.sae import SAETrainer
 
 
 def planted(seed=0, tokens=20_000, atoms=64, dim=32, active=3):
@@ -37,7 +40,7 @@ def test_planted_directions_are_found(settings):
     best = lambda: (sae.decoder.detach().numpy() @ directions.T).max(0).mean()  # noqa: E731
     before = best()
     trainer = SAETrainer(tokens=400 * 256, batch_tokens=256, learning_rate=1e-2, dead_after=5000)
-    history = trainer.fit(sae, lambda: np.array_split(states, 100), verbose=False)
+    history = trainer.fit(sae, lambda start: np.array_split(states, 100)[start:], verbose=False)
     assert history["loss"].iloc[-1] < 0.55 * history["loss"].iloc[0]
     assert best() > before + 0.15
     np.testing.assert_allclose(sae.decoder.detach().norm(dim=1), 1, atol=1e-6)
@@ -48,10 +51,10 @@ def test_planted_directions_are_found(settings):
 def test_dead_latents_alone_learn_what_the_others_leave():
     states = torch.from_numpy(planted(tokens=50)[0])
     sae = TopKSAE(32, latents=64, k=3)
-    assert losses(sae, states, torch.zeros(64, dtype=torch.bool), 8)[2]["aux"] == 0
+    assert losses(sae, states, torch.zeros(64, dtype=torch.bool), 8)[2] == 0
     dead = torch.zeros(64, dtype=torch.bool)
     dead[[3, 9]] = True  # fewer than k_aux
-    aux = losses(sae, states, dead, 8)[2]["aux"]
+    aux = losses(sae, states, dead, 8)[2]
     aux.backward()
     assert sae.encoder.grad.isfinite().all()
     assert set(sae.encoder.grad.abs().sum(1).nonzero()[:, 0].tolist()) <= {3, 9}
@@ -60,19 +63,8 @@ def test_dead_latents_alone_learn_what_the_others_leave():
 def test_what_would_change_an_atoms_length_is_taken_from_its_gradient():
     decoder = torch.nn.Parameter(F.normalize(torch.randn(5, 4), dim=1))
     decoder.grad = torch.randn(5, 4)
-    _keep_length(decoder)
+    keep_length(decoder)
     torch.testing.assert_close((decoder.grad * decoder.data).sum(1), torch.zeros(5), atol=1e-6, rtol=0)
-
-
-def test_states_are_mixed_and_each_is_seen_once_a_pass():
-    trainer = SAETrainer(tokens=1000, batch_tokens=10, buffer_batches=4)
-    parts = [np.full((3, 1), i, np.float32) for i in range(50)]
-    batches = trainer._batches(lambda: parts)
-    first = np.concatenate([next(batches) for _ in range(14)])[:, 0]
-    assert max(np.bincount(first.astype(int))) <= 3
-    assert (np.diff(first) < 0).any()
-    with pytest.raises(ValueError, match="no token state"):
-        next(trainer._batches(list))
 
 
 def test_a_seed_repeats():
@@ -81,7 +73,7 @@ def test_a_seed_repeats():
     runs = []
     for _ in range(2):
         sae = TopKSAE(32, latents=64, k=3)
-        trainer.fit(sae, lambda: [states], verbose=False)
+        trainer.fit(sae, lambda start: [states][start:], verbose=False)
         runs.append(sae.digest)
     assert runs[0] == runs[1]
 
@@ -90,3 +82,76 @@ def test_a_seed_repeats():
 def test_settings_that_train_nothing(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         SAETrainer(**settings)
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+class KilledError(Exception):
+    pass
+
+
+def stopping(parts, after):
+    """Parts of states, until so many have been read."""
+    read = iter(range(after))
+
+    def states(start):
+        for part in parts[start:]:
+            if next(read, None) is None:
+                raise KilledError
+            yield part
+
+    return states
+
+
+@pytest.mark.parametrize("settings", [{}, {"budget": "batch"}])
+@pytest.mark.parametrize("after", [9, 27, 43])
+def test_a_run_that_was_stopped_ends_as_a_whole_one(tmp_path, after, settings):
+    parts = np.array_split(planted(tokens=2000)[0], 20)
+    trainer = SAETrainer(tokens=6400, batch_tokens=64, buffer_batches=3, save_steps=7, dead_after=200)
+    whole, stopped, resumed = (TopKSAE(32, latents=64, k=3, **settings) for _ in range(3))
+    expected = trainer.fit(whole, lambda start: parts[start:], verbose=False)
+    with pytest.raises(KilledError):
+        trainer.fit(stopped, stopping(parts, after), checkpoints=tmp_path, verbose=False)
+    assert stopped.digest != whole.digest
+    found = [p.name for p in tmp_path.iterdir()]
+    assert len(found) == 1 and found[0] != "checkpoint-100"
+    history = trainer.fit(resumed, lambda start: parts[start:], checkpoints=tmp_path, verbose=False)
+    assert resumed.digest == whole.digest
+    torch.testing.assert_close(resumed.decoder, whole.decoder, rtol=0, atol=0)
+    times = ["tokens_per_second"]
+    assert history.drop(columns=times).equals(expected.drop(columns=times))
+    again = TopKSAE(32, latents=64, k=3, **settings)
+    trainer.fit(again, lambda start: pytest.fail("nothing is left to read"), checkpoints=tmp_path, verbose=False)
+    assert again.digest == whole.digest
+
+
+def test_checkpoints_of_another_run_or_damaged(tmp_path):
+    states = planted(tokens=500)[0]
+    trainer = SAETrainer(tokens=640, batch_tokens=64)
+
+    def fit(how, seed=0):
+        sae = TopKSAE(32, latents=64, k=3, seed=seed)
+        return how.fit(sae, lambda start: [states][start:], checkpoints=tmp_path, verbose=False)
+
+    fit(trainer)
+    with pytest.raises(ValueError, match="other settings: trainer"):
+        fit(replace(trainer, learning_rate=1e-2))
+    with pytest.raises(ValueError, match="other settings: sae"):
+        fit(trainer, seed=1)
+    fit(replace(trainer, save_steps=3))
+    file = tmp_path / "checkpoint-10" / "tensors.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(ValueError, match="is damaged"):
+        fit(trainer)
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        fit(trainer)
+
+
+def test_the_mean_begins_at_that_of_the_buffer():
+    states = planted(tokens=1000)[0] + 3
+    sae = TopKSAE(32, latents=64, k=3)
+    history = SAETrainer(tokens=64, batch_tokens=64, learning_rate=0.0).fit(sae, lambda start: [states][start:])
+    np.testing.assert_allclose(sae.mean.detach(), states.mean(0), rtol=1e-5)
+    assert history[["tokens", "unique", "passes"]].iloc[-1].tolist() == [64, 1000, 1]

@@ -1,0 +1,93 @@
+"""What a sparse autoencoder is trained on: the error of its reconstructions, and that of dead latents (AuxK).
+
+AuxK is Gao et al.'s (arXiv 2406.04093); BatchTopK and nested dictionaries are as in ``encoders/sae.py``.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (its common name)
+from torch import Tensor, nn
+
+from pyterrier_mvret.encoders.sae import Latents, TopKSAE
+
+# BatchTopK looks among so many times k activations of each token
+_SPARE = 4
+
+
+def losses(sae: TopKSAE, states: Tensor, dead: Tensor, k_aux: int) -> tuple[Tensor, Latents, Tensor]:
+    """Squared error over variance, the active latents, and the error that dead ones leave.
+
+    Args:
+        sae: what is trained.
+        states: (tokens, dim).
+        dead: (latents,) which of them are.
+        k_aux: dead latents of a token that learn; 0 for none.
+
+    The dense product of tokens and latents has no gradient: only selected activations do, which are few.
+    """
+    target = sae.normed(states)
+    centred = target - sae.mean
+    with torch.no_grad():
+        dense = sae.activations(centred)
+        ids = _selected(sae, dense)
+    values = Chosen.apply(centred, sae.encoder, sae.encoder_bias, ids[0], dense.gather(1, ids[0])).clamp(min=0)
+    if ids[1] is not None:
+        values = values * ids[1]
+    latents = Latents(values, ids[0])
+    variance = (target - target.mean(0)).square().sum(1).mean().clamp(min=1e-12)
+    restored = sae.decode(latents)
+    loss = (target - restored).square().sum(1).mean() / variance
+    for size in sae.prefixes:
+        part = Latents(values * (latents.ids < size), latents.ids)
+        loss = loss + (target - sae.decode(part)).square().sum(1).mean() / variance
+    loss = loss / (1 + len(sae.prefixes))
+    aux = _aux(sae, centred, (target - restored).detach(), dead, k_aux)
+    return loss, Latents(values.detach(), latents.ids), aux
+
+
+def _selected(sae: TopKSAE, dense: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(tokens, some) ids of the largest activations, and which of them are within a batch's budget."""
+    if sae.budget == "token":
+        return dense.topk(sae.k, dim=1).indices, None
+    values, ids = dense.topk(min(sae.latents, _SPARE * sae.k), dim=1)
+    least, _ = values.flatten().topk(sae.k * len(values))
+    return ids, values >= least[-1]
+
+
+def _aux(sae: TopKSAE, centred: Tensor, rest: Tensor, dead: Tensor, k_aux: int) -> Tensor:
+    """What the best dead latents leave of the rest, over its size; exactly 0 where none is dead."""
+    found = dead.nonzero()[:, 0]
+    if not k_aux or not len(found):
+        return centred.new_zeros(())
+    dense = F.linear(centred.detach(), sae.encoder[found], sae.encoder_bias[found])
+    values, ids = dense.topk(min(k_aux, len(found)), dim=1)
+    restored = F.embedding_bag(found[ids], sae.decoder, per_sample_weights=values.clamp(min=0), mode="sum")
+    return (rest - restored).square().sum(1).mean() / rest.square().sum(1).mean().clamp(min=1e-12)
+
+
+def keep_length(decoder: nn.Parameter) -> None:
+    """Takes away what of a gradient would change the length of atoms."""
+    if decoder.grad is not None:
+        decoder.grad -= (decoder.grad * decoder.data).sum(1, keepdim=True) * decoder.data
+
+
+class Chosen(torch.autograd.Function):
+    """Some activations of each token, with gradients that cost as many products as are chosen."""
+
+    @staticmethod
+    def forward(ctx: Any, centred: Tensor, encoder: Tensor, bias: Tensor, ids: Tensor, values: Tensor) -> Tensor:
+        """The values are those of the dense product at ``ids``."""
+        ctx.save_for_backward(centred, encoder, ids)
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """As of ``(centred[:, None] * encoder[ids]).sum(-1) + bias[ids]``."""
+        centred, encoder, ids = ctx.saved_tensors
+        to_states = F.embedding_bag(ids, encoder, per_sample_weights=gradient, mode="sum")
+        to_encoder, to_bias = torch.zeros_like(encoder), encoder.new_zeros(len(encoder))
+        for column in range(ids.shape[1]):  # some rows at a time: all pairs at once would be k times the states
+            to_encoder.index_add_(0, ids[:, column], gradient[:, column, None] * centred)
+        to_bias.index_add_(0, ids.flatten(), gradient.flatten())
+        return to_states, to_encoder, to_bias, None, None
