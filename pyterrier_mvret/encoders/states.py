@@ -32,11 +32,14 @@ class TokenStates(NamedTuple):
         states: (tokens, dim) float32, as they are: of any length.
         offsets: (texts + 1,) int64; text ``i`` owns rows ``offsets[i]:offsets[i + 1]``.
         token_ids: (tokens,) int32.
+        spans: (tokens, 2) int32, characters ``[start, end)`` of each token in its text; ``[0, 0]`` for tokens that
+            stand for no text, and for all with a slow tokeniser.
     """
 
     states: npt.NDArray[np.float32]
     offsets: npt.NDArray[np.int64]
     token_ids: npt.NDArray[np.int32]
+    spans: npt.NDArray[np.int32]
 
 
 def checked_layer(layer: str) -> str:
@@ -72,7 +75,7 @@ def token_states(
     model = encoder.model
     inputs = batches.with_prefix(model, texts, task)
     place = {one: i for i, one in enumerate(dict.fromkeys(inputs))}
-    parts: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = [(np.empty(0), np.empty(0))] * len(place)
+    parts: list[tuple[npt.NDArray[Any], ...]] = [()] * len(place)
     training = model.training
     model.eval()
     bar = pt.tqdm(total=len(place), desc="encoding", unit="text", disable=not verbose)
@@ -85,20 +88,21 @@ def token_states(
         bar.close()
         model.train(training)
     chosen = [parts[place[one]] for one in inputs]
-    offsets = np.cumsum([0, *(len(states) for states, _ in chosen)], dtype=np.int64)
+    offsets = np.cumsum([0, *(len(part[0]) for part in chosen)], dtype=np.int64)
     if not chosen:
-        return TokenStates(np.empty((0, 0), np.float32), offsets, np.empty(0, np.int32))
-    return TokenStates(np.concatenate([s for s, _ in chosen]), offsets, np.concatenate([ids for _, ids in chosen]))
+        return TokenStates(np.empty((0, 0), np.float32), offsets, np.empty(0, np.int32), np.empty((0, 2), np.int32))
+    states, token_ids, spans = (np.concatenate(field) for field in zip(*chosen, strict=True))
+    return TokenStates(states, offsets, token_ids, spans)
 
 
 def _states(
     model: "MultiVectorEncoder", features: dict[str, Any], layer: str, special_tokens: bool
-) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]]:
-    """States and ids of each text of a batch."""
+) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+    """States, ids and spans of each text of a batch."""
     import torch
     from sentence_transformers.util import batch_to_device
 
-    features.pop("offset_mapping", None)
+    spans = features.pop("offset_mapping", None)
     with torch.inference_mode(), onednn.linear_layers(model):
         features = batch_to_device(features, model.device)
         if "cu_seq_lens_q" in features:
@@ -110,9 +114,11 @@ def _states(
         for module in _projections(model) if layer == "projected" else ():
             out = module(out)
         states = out["token_embeddings"][mask].float().cpu().numpy()
-    ends = np.cumsum(mask.sum(1).cpu().numpy())[:-1]
-    kept = ids[mask].cpu().numpy().astype(np.int32)
-    return zip(np.split(states, ends), np.split(kept, ends), strict=True)
+    kept = mask.cpu().numpy()
+    places = batches.places(np.empty((len(kept), 0, 2)) if spans is None else spans.cpu().numpy(), kept.shape)
+    fields = states, ids.cpu().numpy()[kept].astype(np.int32), places[kept]
+    ends = np.cumsum(kept.sum(1))[:-1]
+    return zip(*(np.split(field, ends) for field in fields), strict=True)
 
 
 def _projections(model: "MultiVectorEncoder") -> list[Any]:

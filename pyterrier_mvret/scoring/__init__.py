@@ -24,6 +24,7 @@ from pyterrier_mvret.scoring.stored import Residual, StoredVectors
 from pyterrier_mvret.scoring.strategies import Soft, TopK, TopP, named_alignment
 from pyterrier_mvret.scoring.text_units import TextUnits, UnitScores
 from pyterrier_mvret.scoring.units import UnitRows, unit_maxima, unit_scores, with_text_scores
+from pyterrier_mvret.scoring.zipf import Zipf, zipf_fit
 
 __all__ = [
     "BM25",
@@ -40,6 +41,7 @@ __all__ = [
     "TopP",
     "UnitRows",
     "UnitScores",
+    "Zipf",
     "align_grid",
     "align_matrix",
     "align_packed",
@@ -57,4 +59,5 @@ __all__ = [
     "unit_maxima",
     "unit_scores",
     "with_text_scores",
+    "zipf_fit",
 ]
