@@ -37,6 +37,8 @@ _PUBLIC = {
     "models": "pyterrier_mvret.encoders.models",
     "scoring": "pyterrier_mvret.scoring",
     "training": "pyterrier_mvret.training",
+    "zipf_fit": "pyterrier_mvret.zipf",
+    "zipf_plot": "pyterrier_mvret.zipf",
 }
 
 __all__ = [*_PUBLIC, "__version__"]
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from pyterrier_mvret.methods.colbert import ColBERT
     from pyterrier_mvret.methods.latent_terms import LatentTerms
     from pyterrier_mvret.scoring.strategies import Soft, TopK, TopP
+    from pyterrier_mvret.zipf import zipf_fit, zipf_plot
 
 
 def __getattr__(name: str) -> Any:

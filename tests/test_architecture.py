@@ -27,6 +27,7 @@ ALLOWED = {
     },
     "explain": {"component", "frames", "encoders", "scoring"},
     "datasets": {"component", "frames"},
+    "zipf": {"indexes", "scoring"},
 }
 # files that define subclasses of torch's classes: they import torch, and are imported only inside of functions
 MODULES = {
