@@ -14,16 +14,21 @@ from pyterrier_mvret.component import Configured
 from pyterrier_mvret.encoders.states import Layer, streamed, token_states
 from pyterrier_mvret.encoders.token_encoder import TokenEncoder
 from pyterrier_mvret.model import SETTINGS, encoder_of, saved_settings
+from pyterrier_mvret.scoring.bm25 import BM25
 from pyterrier_mvret.scoring.pooling import Pool, Transform
+from pyterrier_mvret.term_activity import frequencies
+from pyterrier_mvret.term_meaning import TermMeanings, describe, explain
 from pyterrier_mvret.term_stages import DocTermEncoder, Pooling, QueryTermEncoder, vocabulary
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
 
     from pyterrier_mvret.encoders.sae import TopKSAE
+    from pyterrier_mvret.indexes.sparse import SparseIndex
     from pyterrier_mvret.training.sae import SAETrainer
 
 _SAE, _ENCODER = "sae.safetensors", "encoder"
+_BM25 = BM25()
 # texts by which a corpus is known again
 _FIRST_TEXTS = 256
 
@@ -114,6 +119,90 @@ class LatentTerms(Configured):
         """
         where = (self.top_doc, text_field, self.verbose)
         return DocTermEncoder(self.encoder, self.dictionary, self.pooling, *where)
+
+    def frequencies(self, corpus: Iterable[Any], *, text_field: str = "text", verbose: bool = True) -> pd.DataFrame:
+        """How often each latent is active in a corpus, the most frequent first, those that never are last.
+
+        Args:
+            corpus: as for :meth:`describe`.
+            text_field: as for :meth:`describe`.
+            verbose: a progress bar.
+
+        Returns:
+            One row a latent: ``term``; in how many ``tokens`` and ``documents`` it is active, whatever ``top_doc``
+            cuts; ``mass``, the sum of its activations. :func:`~pyterrier_mvret.zipf_fit` takes either column.
+        """
+        return frequencies(self, corpus, text_field, verbose)
+
+    def describe(
+        self,
+        terms: str | Iterable[str],
+        corpus: Iterable[Any],
+        *,
+        passages: int = 5,
+        tokens: int = 10,
+        index: "SparseIndex | None" = None,
+        text_field: str = "text",
+        verbose: bool = True,
+    ) -> TermMeanings:
+        """What terms mean: the tokens that fire them most, and the passages in which they weigh most.
+
+        Its ``purity``, the share of a term's activation on one token, is near 1 for a latent that stands for one word
+        (a proxy of ours: how the paper sorts latents into kinds is not known).
+
+        Args:
+            terms: one, or several that are looked for in one pass, such as the keys of ``query_toks``.
+            corpus: texts, or dicts with ``docno`` and text, which stream by; a frame.
+            passages: so many a term.
+            tokens: so many a term.
+            index: of the same corpus: only the passages in which it says that a term weighs most are encoded, and
+                tokens are counted in those alone.
+            text_field: the field with the text.
+            verbose: a progress bar.
+
+        Returns:
+            Frames ``terms``, ``tokens`` and ``passages``; see :class:`~pyterrier_mvret.term_meaning.TermMeanings`.
+
+        Raises:
+            ValueError: no term of this model, an index of another vocabulary, or one with documents that the corpus
+                lacks.
+
+        >>> import pyterrier_mvret as mv
+        >>> latent = LatentTerms(mv.models.MINILM, mv.TopKSAE.random(384, latents=1024, k=8))
+        >>> term = next(iter(latent.query_encoder().search("tide")["query_toks"][0]))
+        >>> told = latent.describe(term, ["The tide is low.", "High tides."], verbose=False)
+        >>> told.terms.columns.tolist()
+        ['term', 'token', 'purity', 'tokens', 'documents', 'mass']
+        """
+        how: dict[str, Any] = {"passages": passages, "tokens": tokens, "index": index}
+        return describe(self, terms, corpus, **how, text_field=text_field, verbose=verbose)
+
+    def explain(
+        self, query: str, text: str, index: "SparseIndex | None" = None, weighting: BM25 | None = _BM25
+    ) -> pd.DataFrame:
+        """The terms that a query and a text share, those that add most to the score first.
+
+        Args:
+            query: the query.
+            text: the document's text, which need not be in the index.
+            index: whose statistics count; without one, scores are dot products.
+            weighting: as ``index.bm25`` has it; none is the dot product.
+
+        Returns:
+            One row a term: ``term``, ``query_weight``, ``doc_weight``, ``idf`` and ``tf`` (the saturated weight, below
+            k1 + 1), ``score``, which is their product and adds up to that of the document (exactly: PISA's is
+            rounded), ``share`` of the whole, ``query_tokens`` and ``doc_tokens`` that fire it. A dot product has
+            neither ``idf`` nor ``tf``.
+
+        Raises:
+            ValueError: an index of another vocabulary.
+
+        >>> import pyterrier_mvret as mv
+        >>> latent = LatentTerms(mv.models.MINILM, mv.TopKSAE.random(384, latents=1024, k=8))
+        >>> latent.explain("tide", "The tide is low.")[["query_tokens", "doc_tokens"]].isin(["tide"]).any().tolist()
+        [True, True]
+        """
+        return explain(self, query, text, index, weighting)
 
     def fit(
         self,
