@@ -46,8 +46,9 @@ class TermMeanings:
         terms: one row a term: ``term``; ``token``, that which has most of its activation, and ``purity``, its share of
             it; in how many ``tokens`` and ``documents`` it is active; ``mass``, the sum of its activations.
         tokens: the tokens that have most of it: ``term``, ``token``, ``times``, ``mass``, ``share``.
-        passages: those in which it weighs most: ``term``, ``docno``, ``weight``, ``fires_on`` (the words), ``spans``
-            (their characters), ``text``.
+        passages: those in which it weighs most: ``term``, ``docno``, ``weight``; ``fires_on``, the words, the strongest
+            first; their characters ``spans`` and ``activations`` in reading order; ``text``. Printed ones have those
+            words marked that fire at least half as strongly as the strongest.
     """
 
     def __init__(self, terms: pd.DataFrame, tokens: pd.DataFrame, passages: pd.DataFrame):
@@ -83,11 +84,13 @@ class TermMeanings:
             yield line(plain(", ".join(shares)))
             for one in self.passages[self.passages["term"] == term].to_dict("records"):
                 told = plain(f"{one['docno']} ({one['weight']:.2f}): ")
-                yield line(told + _excerpt(one["text"], one["spans"], mark, plain))
+                half = max(one["activations"], default=0.0) / 2
+                strong = [span for span, a in zip(one["spans"], one["activations"], strict=True) if a >= half]
+                yield line(told + _excerpt(one["text"], strong, mark, plain))
 
 
 def _excerpt(text: str, spans: list[Span], mark: Draw, plain: Draw) -> str:
-    """The part of a text around what fires, with that marked, on one line."""
+    """The part of a text around the first of some spans, with these marked, on one line."""
     at = first = max(0, spans[0][0] - _BEFORE) if spans else 0
     last = first + _SHOWN
     parts = ["..." if first else ""]
@@ -105,6 +108,13 @@ class _Hit(NamedTuple):
     docno: str
     text: str
     spans: list[Span]
+    activations: list[float]
+
+    @property
+    def words(self) -> list[str]:
+        """What fires it, the strongest first."""
+        order = sorted(range(len(self.spans)), key=lambda i: (-self.activations[i], i))
+        return list(dict.fromkeys(self.text[slice(*self.spans[i])].strip() for i in order))
 
 
 class _Tally:
@@ -131,10 +141,10 @@ class _Tally:
         starts = np.flatnonzero(np.diff(found.texts[rows] * len(self.places) + found.latents[rows], prepend=-1))
         least = np.array([hits[-1].weight if len(hits) == self.passages else 0.0 for hits in self.best])
         for i in np.flatnonzero(weights >= least[places]):
-            end = starts[i + 1] if i + 1 < len(starts) else len(rows)
-            spans = _merged(found.spans[rows[starts[i] : end]])
+            mine = rows[starts[i] : starts[i + 1] if i + 1 < len(starts) else len(rows)]
+            runs = _merged(found.spans[mine], found.activations[mine])
             docno, text = block[texts[i]]
-            self._offer(int(places[i]), _Hit(float(weights[i]), docno, text, spans))
+            self._offer(int(places[i]), _Hit(float(weights[i]), docno, text, *runs))
 
     def _add_tokens(self, found: Fired) -> None:
         keys = (self.places[found.latents] << 32) + found.token_ids
@@ -150,21 +160,25 @@ class _Tally:
         self.best[place] = hits[: self.passages]
 
 
-def _merged(spans: Array) -> list[Span]:
-    """Spans of tokens as runs of characters: pieces of one word are one run, what stands for no text is none.
+def _merged(spans: Array, activations: Array) -> tuple[list[Span], list[float]]:
+    """Spans of tokens as runs of characters, each with its largest activation.
 
-    >>> _merged(np.array([[0, 0], [4, 8], [8, 9], [12, 14]]))
-    [(4, 9), (12, 14)]
+    Pieces of one word are one run; what stands for no text is none.
+
+    >>> _merged(np.array([[0, 0], [4, 8], [8, 9], [12, 14]]), np.array([5.0, 1.0, 2.0, 3.0]))
+    ([(4, 9), (12, 14)], [2.0, 3.0])
     """
     runs: list[Span] = []
-    for start, end in spans.tolist():
+    largest: list[float] = []
+    for (start, end), activation in zip(spans.tolist(), activations.tolist(), strict=True):
         if start == end:
             continue
         if runs and start <= runs[-1][1]:
-            runs[-1] = runs[-1][0], end
+            runs[-1], largest[-1] = (runs[-1][0], end), max(largest[-1], activation)
         else:
             runs.append((start, end))
-    return runs
+            largest.append(activation)
+    return runs, largest
 
 
 def describe(
@@ -239,12 +253,11 @@ def _meanings(encoder: "TokenEncoder", tally: _Tally, places: dict[str, int], to
         first = (spelled[0], mass[best[0]] / total) if best else (None, np.nan)
         about.append((term, *first, times.total(), int(tally.documents[place]), total))
         for hit in tally.best[place]:
-            words = list(dict.fromkeys(hit.text[start:end].strip() for start, end in hit.spans))
-            where.append((term, hit.docno, hit.weight, words, hit.spans, hit.text))
+            where.append((term, hit.docno, hit.weight, hit.words, hit.spans, hit.activations, hit.text))
     return TermMeanings(
         pd.DataFrame(about, columns=["term", "token", "purity", "tokens", "documents", "mass"]),
         pd.DataFrame(fires, columns=["term", "token", "times", "mass", "share"]),
-        pd.DataFrame(where, columns=["term", "docno", "weight", "fires_on", "spans", "text"]),
+        pd.DataFrame(where, columns=["term", "docno", "weight", "fires_on", "spans", "activations", "text"]),
     )
 
 

@@ -111,6 +111,12 @@ def test_tokens_and_passages_of_terms(latent):
             fires = {c for *_, start, end in mine[one["docno"]] for c in range(start, end)}
             assert {c for start, end in one["spans"] for c in range(start, end)} == fires
             assert set(one["fires_on"]) == {one["text"][start:end] for start, end in one["spans"]}
+            for (start, end), activation in zip(one["spans"], one["activations"]):
+                inside = [row[1] for row in mine[one["docno"]] if start <= row[3] < row[4] <= end]
+                assert activation == pytest.approx(max(inside), rel=1e-4)
+            if one["spans"]:
+                start, end = one["spans"][int(np.argmax(one["activations"]))]
+                assert one["fires_on"][0] == one["text"][start:end]
     silent = told.terms.iloc[-1]
     assert silent["tokens"] == 0 and np.isnan(silent["purity"])
     assert not len(told[terms[-1]].passages) and f"{terms[-1]}: never active" in repr(told)
@@ -158,6 +164,10 @@ def test_printed_and_drawn(latent):
     printed, page = repr(told[mat]), told[mat]._repr_html_()
     assert printed.startswith(f"{mat}: purity ") and "[mat]" in printed and "<d> (" in printed
     assert printed.endswith("...") and max(map(len, printed.splitlines())) < 800
+    (one,) = told[mat].passages.to_dict("records")
+    strong = np.array(one["activations"]) >= max(one["activations"]) / 2
+    shown = sum(end <= one["spans"][int(strong.argmax())][0] + 180 for (_, end), on in zip(one["spans"], strong) if on)
+    assert 0 < shown <= page.count("<mark>") <= strong.sum()
     assert "&lt;d&gt;" in page and "<b>" not in page and "<mark>mat</mark>" in page
     with pytest.raises(KeyError):
         told["z9999"]
