@@ -11,16 +11,14 @@ more. The control is a dictionary of random directions: only what is better than
 """
 
 import argparse
-import re
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import pyterrier as pt
 from common import Cosine, bm25, load
 from ir_measures import R, nDCG
-from pyterrier.transformer import Transformer
+from pyterrier_pisa import PisaIndex
 
 import pyterrier_mvret as mv
 
@@ -54,7 +52,7 @@ with tempfile.TemporaryDirectory() as scratch:
     print(latent.history.iloc[[0, -1]][["tokens", "unique", "passes", "loss", "explained", "dead"]].to_string())
     sae = latent.dictionary
     control = mv.TopKSAE.random(sae.dim, sae.latents, sae.k, seed=arguments.seed, mean=sae.mean.detach().cpu())
-    random = mv.LatentTerms(encoder, control)
+    untrained = mv.LatentTerms(encoder, control)
 
     # 2. indexes and one table
     def indexed(name: str, model: mv.LatentTerms) -> mv.SparseIndex:
@@ -63,7 +61,7 @@ with tempfile.TemporaryDirectory() as scratch:
         (model.doc_encoder() >> index.indexer("overwrite")).index(documents)
         return index
 
-    def scaled(retriever: Transformer) -> Transformer:
+    def scaled(retriever: pt.Transformer) -> pt.Transformer:
         """Each topic's scores from 0 to 1, so that sums of two retrievers weigh them alike."""
         return retriever >> pt.apply.by_query(_scaled, add_ranks=True)
 
@@ -72,23 +70,39 @@ with tempfile.TemporaryDirectory() as scratch:
         return found.assign(score=(found["score"] - low) / max(high - low, 1e-9))
 
     index = indexed("latent", latent)
-    controls = indexed("random", random)
+    controls = indexed("random", untrained)
     words = bm25(documents, out / "words.pisa", num_results=1000)
     terms = latent.query_encoder() >> index.bm25(idf="lucene")
-    print(
-        pt.Experiment(
-            {
-                "BM25 on words": words,
-                "MiniLM cosine": Cosine(documents),
-                "random dictionary, idf lucene": random.query_encoder() >> controls.bm25(idf="lucene"),
-                "Latent Terms, idf rsj": latent.query_encoder() >> index.bm25(),
-                "Latent Terms, idf lucene": terms,
-                "words + Latent Terms": scaled(words) + scaled(terms),
-            },
-            topics,
-            qrels,
-            [nDCG @ 10, R @ 100, "mrt"],
-        )
-        .round(4)
-        .to_string(index=False)
-    )
+    systems = {
+        "BM25 on words": words,
+        "MiniLM cosine": Cosine(documents),
+        "random dictionary, idf lucene": untrained.query_encoder() >> controls.bm25(idf="lucene"),
+        "Latent Terms, idf rsj": latent.query_encoder() >> index.bm25(),
+        "Latent Terms, idf lucene": terms,
+        "words + Latent Terms": scaled(words) + scaled(terms),
+    }
+    table = pt.Experiment(systems, topics, qrels, [nDCG @ 10, R @ 100, "mrt"])
+    print(f"\n{table[['name', 'nDCG@10', 'R@100', 'mrt']].round(4).to_string(index=False)}")
+
+    # 3. what terms mean: one ranking, and the passages that share its best terms
+    topic = topics.iloc[0]
+    best = terms(topics.iloc[:1])["docno"].iloc[0]
+    text = next(d["text"] for d in documents if d["docno"] == best)
+    parts = latent.explain(topic["query"], text, index, mv.scoring.BM25(idf="lucene"))
+    print(f"\n{topic['query']!r} -> {best}")
+    print(parts[["term", "idf", "tf", "score", "query_tokens", "doc_tokens"]].head(8).round(3).to_string(index=False))
+    print(latent.describe(parts["term"].head(2), documents, index=index, passages=2, verbose=False))
+
+    # 4. Zipf: documents that have each latent, beside those that have each word
+    vocabularies = {"latents": index, "random latents": controls, "words": PisaIndex(str(out / "words.pisa"))}
+    fits = {name: vars(mv.zipf_fit(source)) for name, source in vocabularies.items()}
+    shown = ["exponent", "r2", "middle_exponent", "middle_r2", "saturated", "largest", "top_1"]
+    print(f"\n{pd.DataFrame(fits).loc[shown].astype(float).round(3).to_string()}")
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        print("no plot: pip install 'pyterrier-mvret[plot]'")
+    else:
+        mv.zipf_plot(vocabularies)
+        pyplot.savefig(out / "zipf.png", dpi=120)
+        print(f"plot: {out / 'zipf.png'}")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import pyterrier_mvret as mv
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SYSTEMS = ["BM25", "MiniLM cosine", "BM25 >> ColBERT, text", "BM25 >> ColBERT, index", "ColBERT end to end"]
@@ -96,6 +98,21 @@ def test_aligner_example_chooses_prunes_and_explains(tmp_path):
     assert re.search(r"^Chosen by 8 topics: Top[KP]\(", printed, flags=re.M)
     assert set(re.findall(r"\d+% kept, refine=\w+", printed)) == {"40% kept, refine=pruned", "40% kept, refine=full"}
     assert (tmp_path / "pruning.png").is_file()
+
+
+@pytest.mark.slow
+def test_latent_terms_example_trains_compares_and_explains(tmp_path):
+    pytest.importorskip("matplotlib")
+    printed = run("examples/latent_terms.py", "--latents", "512", "--tokens", "60000", "--out", str(tmp_path))
+    table = dict(
+        re.findall(r"^ *(.*(?:words|cosine|idf \w+|Terms)) +([01]\.\d+) +[01]\.\d+ +\d+\.\d+$", printed, flags=re.M)
+    )
+    assert len(table) == 6 and float(table["Latent Terms, idf lucene"]) > 0.5
+    assert re.search(r"^z\d+: purity [01]\.\d\d, \d+ tokens in \d+ passages$", printed, flags=re.M)
+    assert re.search(r"^middle_exponent +\d\.\d+ +\d\.\d+ +\d\.\d+$", printed, flags=re.M)
+    assert (tmp_path / "zipf.png").is_file()
+    saved, indexed = mv.LatentTerms.load(tmp_path / "model"), mv.SparseIndex(tmp_path / "latent.sparse")
+    assert saved.space.rpartition("#")[2] == indexed.info()["encoder"].rpartition("#")[2]
 
 
 @pytest.mark.slow
