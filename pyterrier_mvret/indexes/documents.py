@@ -13,8 +13,8 @@ from pyterrier_mvret.indexes.segments import DamagedIndexError, check_digest, op
 
 Ints = npt.NDArray[np.int64]
 Arrays = dict[str, npt.NDArray[Any]]
-# of arrays that are not read by parts, up to this size (8 million documents) all is checked
-_READ_WHOLE = 1 << 26
+#: of files that are not read by parts, up to this size (8 million documents) all is checked
+READ_WHOLE = 1 << 26
 
 
 def open_arrays(folder: Path, entry: Mapping[str, Any]) -> Arrays:
@@ -34,7 +34,7 @@ def check_types(folder: Path, arrays: Arrays, types: Mapping[str, str]) -> None:
 def check_small(folder: Path, entry: Mapping[str, Any], by_parts: Collection[str]) -> None:
     """Compares checksums of what is small and not read by parts: a wrong bit there would be a wrong document."""
     for field, file in entry["files"].items():
-        if field not in by_parts and file["bytes"] <= _READ_WHOLE:
+        if field not in by_parts and file["bytes"] <= READ_WHOLE:
             check_digest(folder / f"{field}.npy", file)
 
 

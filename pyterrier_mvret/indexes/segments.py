@@ -230,13 +230,37 @@ def keep_only(path: Path, names: Collection[str]) -> None:
 def drop_derived(path: Path) -> None:
     """Removes what was computed from segments that are no longer all there is; it is computed anew when needed.
 
-    What somebody may be computing right now stays for a day.
+    What somebody may be computing right now stays for a day, what somebody opens right now until the next time.
     """
     for folder in path.iterdir():
         if not _is_derived(folder):
             continue
         if not folder.name.endswith(".tmp") or folder.stat().st_mtime < time.time() - _ABANDONED:
-            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError), kept(folder, alone=True):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def kept(folder: Path, *, alone: bool = False) -> Iterator[None]:
+    """Holds a derived folder, so that no writer removes it meanwhile.
+
+    Args:
+        folder: which.
+        alone: to remove it; others that hold it are an error then.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        BlockingIOError: others hold it.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

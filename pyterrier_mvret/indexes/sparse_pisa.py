@@ -4,22 +4,24 @@ PISA stores integers and counts query terms, so weights are rounded here, in one
 
 * BM25 with PISA's own idf (``"rsj"``): weights times ``scale``, with ``k1`` times ``scale``, which changes scores by a
   constant only;
-* another idf: what each term adds to a document's score, times 1,000, scored by dot product;
+* another idf: what each term adds to a document's score, as 16-bit integers of the largest, scored by dot product;
 * dot product: weights as 8-bit integers of the largest weight.
 
 PISA's files are written from the CSR arrays as its indexer for tokens would, many times faster; it takes all postings
 in memory, some 40 bytes each.
 """
 
+import contextlib
 import ctypes
+import errno
 import hashlib
 import json
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pyterrier_mvret.indexes import segments
+from pyterrier_mvret.indexes.documents import READ_WHOLE
 from pyterrier_mvret.indexes.sparse_exact import Query
 from pyterrier_mvret.indexes.sparse_store import SparseStore
 from pyterrier_mvret.scoring.bm25 import BM25, Matrix, row_sums
@@ -37,7 +40,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 _BITS = 8
-_IMPACT_SCALE = 1000
+_IMPACT_BITS = 16
 # a query's largest weight under BM25 becomes at least so much: PISA's work grows with the sum, errors fall with it
 _QUERY_LEVELS = 512
 # documents found beyond those asked for, so that ties at the cut are seen
@@ -100,7 +103,7 @@ class PisaSearcher:
         require_pisa()
         self._documents = len(store)
         self._weighting = weighting
-        folder, meta = _opened(store, weighting, scale)
+        meta, self._pisa = _opened(store, weighting, scale)
         self._plan = _Plan(**meta["plan"])
         if meta["lost"]:
             warnings.warn(
@@ -108,7 +111,6 @@ class PisaSearcher:
                 "are lost in PISA: build the index with a larger scale",
                 stacklevel=2,
             )
-        self._pisa = _retriever(folder, self._plan) if meta["postings"] > meta["lost"] else None
 
     def search(self, queries: Sequence[Query], k: int | None) -> Iterator[tuple[Floats, Ints]]:
         """Scores and positions of the k best documents of each query (none for all), and of all tied with the last."""
@@ -147,15 +149,21 @@ class PisaSearcher:
         return float(2.0 ** np.floor(np.log2(weights.max() / _QUERY_LEVELS)))
 
 
-def _opened(store: SparseStore, weighting: BM25 | None, scale: float) -> tuple[Path, dict[str, Any]]:
-    """The folder of PISA's files, made where there is none, and what it says of itself."""
+def _opened(store: SparseStore, weighting: BM25 | None, scale: float) -> tuple[dict[str, Any], Any]:
+    """What PISA's files say of themselves, and the stage over them (none where nothing can be found).
+
+    They are made where there are none.
+    """
     folder = segments.derived_folder(store.path, key_of(store, weighting, scale))
     while True:
         if not folder.exists():
             _derive(store, weighting, scale)
         try:
-            return folder, check_folder(folder)
-        except segments.DamagedIndexError:
+            # PISA ends the process where a file is gone
+            with segments.kept(folder):
+                meta = check_folder(folder)
+                return meta, _retriever(folder, _Plan(**meta["plan"])) if meta["postings"] > meta["lost"] else None
+        except (FileNotFoundError, segments.DamagedIndexError):
             if folder.exists():
                 raise  # else a writer dropped it just now
 
@@ -174,42 +182,62 @@ def _counts(weighting: BM25 | None) -> bool:
 def _derive(store: SparseStore, weighting: BM25 | None, scale: float) -> None:
     """Writes PISA's files, and what reading them takes, into a folder that appears whole or not at all."""
     matrix = store.matrix()
-    plan = _plan(matrix, weighting, scale)
     if weighting is not None and not _counts(weighting):
         matrix = weighting.impacts(matrix, store.statistics)
+    plan = _plan(matrix, weighting, scale)
     if matrix.data.max(initial=0) > _LARGEST * plan.step:
         raise ValueError(_TOO_LARGE)
     levels = rounded(matrix.data, plan.step, plan.least).astype(np.uint32)
+    if plan.scoring and row_sums(levels, matrix.indptr).max(initial=0) > _LARGEST:
+        raise ValueError(_TOO_LARGE)
     lost = int((levels == 0).sum())
-    with segments.deriving(store.path, key_of(store, weighting, scale)) as folder:
-        if len(levels) > lost:
-            write_inverted(folder, levels, matrix)
-        meta: dict[str, Any] = {
-            "type": "sparse_index",
-            "format": "pisa",
-            "package_hint": "pyterrier-pisa",
-            "stemmer": "none",
-        }
-        meta |= {"weighting": repr(weighting), "plan": vars(plan), "postings": len(levels), "lost": lost}
-        (folder / _META).write_text(json.dumps({**meta, "files": {}}))
-        if len(levels) > lost:
-            _retriever(folder, plan)  # compresses the postings
-            for name in ("inv.docs", "inv.freqs", "inv.sizes"):  # no longer needed
-                (folder / name).unlink()
-        files = {p.name: _described(p) for p in sorted(folder.iterdir()) if p.name != _META}
-        (folder / _META).write_text(json.dumps({**meta, "files": files}, indent=1))
-        for path in folder.iterdir():
-            _sync(path)
+    meta = _PISA | {"weighting": repr(weighting), "plan": asdict(plan), "postings": len(levels), "lost": lost}
+    try:
+        with segments.deriving(store.path, key_of(store, weighting, scale)) as folder:
+            (folder / _META).write_text(json.dumps({**meta, "files": {}}))
+            if len(levels) > lost:
+                write_inverted(folder, levels, matrix)
+                _compress(folder, plan)
+            files = {p.name: _described(p) for p in sorted(folder.iterdir()) if p.name != _META}
+            (folder / _META).write_text(json.dumps({**meta, "files": files}, indent=1))
+            for path in folder.iterdir():
+                _sync(path)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise PermissionError(
+            f"{store.path} lacks PISA's files for this search and cannot be written to ({error}): search it once where "
+            'it can be, or open it with engine="csr"'
+        ) from error
 
 
 def _plan(matrix: Matrix, weighting: BM25 | None, scale: float) -> _Plan:
-    if weighting is None:
-        step = float(matrix.data.max(initial=0)) / (2**_BITS - 1) or 1.0
-        return _Plan(step, 1, {}, step)
-    if not _counts(weighting):
-        return _Plan(1 / _IMPACT_SCALE, 1, {}, 1 / _IMPACT_SCALE)
-    k1 = weighting.k1
-    return _Plan(1 / scale, 0, {"k1": scale * k1, "b": weighting.b}, (1 + k1) / (1 + scale * k1))
+    if weighting is not None and _counts(weighting):
+        k1 = weighting.k1
+        return _Plan(1 / scale, 0, {"k1": scale * k1, "b": weighting.b}, (1 + k1) / (1 + scale * k1))
+    bits = _BITS if weighting is None else _IMPACT_BITS
+    step = float(matrix.data.max(initial=0)) / (2**bits - 1) or 1.0
+    return _Plan(step, 1, {}, step)
+
+
+def _compress(folder: Path, plan: _Plan) -> None:
+    """Has PISA make what it searches, and removes what it was made of."""
+    raw = [folder / name for name in ("inv.docs", "inv.freqs", "inv.sizes")]
+    # what is compressed is smaller, but for lists of a posting or two; what prunes takes some bytes a list
+    _reserve(folder, sum(path.stat().st_size for path in raw) + 4 * (folder / "fwd.termlex").stat().st_size)
+    _retriever(folder, plan)
+    for path in raw:
+        path.unlink()
+
+
+def _reserve(folder: Path, size: int) -> None:
+    """Raises OSError where so many bytes cannot be written: PISA ends the process, without a word, on a full disk."""
+    room = folder / "room"
+    try:
+        with room.open("wb") as out:
+            os.posix_fallocate(out.fileno(), 0, size)
+    finally:
+        room.unlink(missing_ok=True)
 
 
 def write_inverted(folder: Path, levels: Array, matrix: Matrix) -> None:
@@ -221,15 +249,10 @@ def write_inverted(folder: Path, levels: Array, matrix: Matrix) -> None:
         folder: to write into.
         levels: integers of all postings; those of 0 are left out.
         matrix: (documents, terms) CSR that says where they are.
-
-    Raises:
-        ValueError: weights too large for 32 bits.
     """
     from scipy.sparse import csr_array
 
-    lengths = row_sums(levels, matrix.indptr)
-    if lengths.max() > _LARGEST:
-        raise ValueError(_TOO_LARGE)
+    lengths = np.minimum(row_sums(levels, matrix.indptr), _LARGEST)  # a dot product does not look at them
     inverted = csr_array((levels, matrix.indices, matrix.indptr), shape=matrix.shape).tocsc()
     inverted.eliminate_zeros()
     sizes = np.diff(inverted.indptr)
@@ -277,25 +300,36 @@ def _retriever(folder: Path, plan: _Plan) -> Any:
         return index.bm25(**plan.scoring, **settings) if plan.scoring else index.quantized(**settings)
 
 
-@contextmanager
+_SILENCE = threading.Lock()
+
+
+@contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Hides what compiled code writes to the terminal."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    saved = {handle: os.dup(handle) for handle in (1, 2)}
-    try:
-        for handle in saved:
-            os.dup2(nowhere, handle)
-        yield
-    finally:
-        ctypes.CDLL(None).fflush(None)  # what C still holds would come out later
-        for handle, copy in saved.items():
-            os.dup2(copy, handle)
-        for handle in (nowhere, *saved.values()):
-            os.close(handle)
+    """Hides what compiled code writes to the terminal; of one thread at a time, as handles are the process's."""
+    flush = ctypes.CDLL(None).fflush
+    with _SILENCE:
+        flush(None)  # of others, from before
+        nowhere, saved = os.open(os.devnull, os.O_WRONLY), {}
+        try:
+            for handle in (1, 2):
+                with contextlib.suppress(OSError):  # closed, as a service's may be
+                    saved[handle] = os.dup(handle)
+                    os.dup2(nowhere, handle)
+            yield
+        finally:
+            flush(None)  # what C still holds would come out later
+            for handle, copy in saved.items():
+                os.dup2(copy, handle)
+            for handle in (nowhere, *saved.values()):
+                os.close(handle)
 
 
 def check_folder(folder: Path, *, whole: bool = False) -> dict[str, Any]:
-    """What a folder of PISA's files says of itself, after a check of sizes, or of checksums too.
+    """What a folder of PISA's files says of itself, after a check of sizes, and of checksums where that takes no time.
+
+    Args:
+        folder: where they are.
+        whole: checks the checksums of large files, too.
 
     Raises:
         DamagedIndexError: a file is missing, cut short or changed.
@@ -303,9 +337,12 @@ def check_folder(folder: Path, *, whole: bool = False) -> dict[str, Any]:
     try:
         meta = json.loads((folder / _META).read_text())
         for name, expected in meta["files"].items():
-            if (folder / name).stat().st_size != expected["bytes"] or (whole and _described(folder / name) != expected):
+            read = whole or expected["bytes"] <= READ_WHOLE
+            if (folder / name).stat().st_size != expected["bytes"] or (read and _described(folder / name) != expected):
                 raise segments.DamagedIndexError(f"{folder / name} differs from what was written: delete {folder}")
-    except (OSError, ValueError, KeyError) as error:
+        if not {"plan", "postings", "lost"} <= meta.keys():
+            raise KeyError("it does not say how weights were rounded")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, segments.DamagedIndexError):
             raise
         raise segments.DamagedIndexError(f"{folder} is damaged ({error}): delete it, it is made anew") from error

@@ -1,19 +1,12 @@
 """PISA as an engine: what it is given, how it is asked, and what rounding costs."""
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
-import pandas as pd
 import pyterrier_pisa
 import pytest
 from scipy.sparse import csr_array
 
 import pyterrier_mvret as mv
 from pyterrier_mvret.indexes import sparse_pisa
-from pyterrier_mvret.indexes.segments import DamagedIndexError
 from tests.indexes.sparse_docs import FRACTION_DOCS, WHOLE_DOCS, asked, best, latents, matrices, topics
 
 
@@ -103,6 +96,17 @@ def test_weights_that_do_not_fit(tmp_path):
         summed.bm25()(topics({"a": 1.0}))
 
 
+@pytest.mark.parametrize("size", [1e-6, 1e6])
+def test_other_idfs_take_weights_of_any_size(tmp_path, size):
+    docs = [{**d, "toks": {t: size * w for t, w in d["toks"].items()}} for d in latents(300)]
+    queries = asked(10)
+    expected = mv.scoring.bm25_matrix(*reversed(matrices(docs, queries)), idf="lucene")
+    results = mv.SparseIndex(tmp_path / "i").index(docs).bm25(idf="lucene", num_results=20)(queries)
+    for row, (_, group) in enumerate(results.groupby("qid", sort=False)):
+        exact = dict(zip((d["docno"] for d in docs), expected[row]))
+        np.testing.assert_allclose(group["score"], [exact[d] for d in group["docno"]], rtol=5e-3)
+
+
 def test_the_quantiser_worked_by_hand(tmp_path):
     docs = {"a": {"3": 0.845737, "7": 0.5336}, "b": {"3": 0.009, "9": 0.99996}, "c": {"7": 0.0444}}
     index = mv.SparseIndex(tmp_path / "i").index({"docno": d, "toks": toks} for d, toks in docs.items())
@@ -171,128 +175,6 @@ def test_the_quantiser_keeps_the_best_of_vectors_like_laspars(tmp_path):
     assert recall >= 0.99
 
 
-def test_files_are_made_once_and_kept_until_the_next_write(tmp_path):
-    path = tmp_path / "i"
-    index = mv.SparseIndex(path).index(WHOLE_DOCS)
-    assert not derived(path)
-    query = topics({"z3": 1.0})
-    for stage, count in ((index.bm25(), 1), (index.bm25(8.0), 1), (index.bm25(2), 2), (index.retriever(), 3)):
-        stage(query)
-        assert len(derived(path)) == count
-    before = {p: p.stat().st_mtime_ns for folder in derived(path) for p in folder.iterdir()}
-    mv.SparseIndex(path).bm25()(query)
-    assert {p: p.stat().st_mtime_ns for folder in derived(path) for p in folder.iterdir()} == before
-    assert {p.suffix for p in before} & {".docs", ".freqs"} == set()  # what was compressed is not kept twice
-    assert index.info()["engine_bytes"] == sum(p.stat().st_size for p in before)
-    index.index([{"docno": "d9", "toks": {"z3": 1.0}}], mode="append")
-    assert not derived(path)
-    assert index.bm25()(query)["docno"].tolist() == ["d1", "d9"]
-
-
-def test_damaged_files_are_named_and_can_be_deleted(tmp_path):
-    import shutil
-
-    path = tmp_path / "i"
-    mv.SparseIndex(path).index(WHOLE_DOCS).bm25()(topics({"z3": 1.0}))
-    (folder,) = derived(path)
-    mv.SparseIndex(path).verify()
-    for file in sorted(folder.iterdir()):
-        content = file.read_bytes()
-        file.write_bytes(content[:-1])
-        with pytest.raises(DamagedIndexError, match=folder.name):
-            mv.SparseIndex(path).bm25()(topics({"z3": 1.0}))
-        if file.name != "pt_meta.json":
-            file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-            with pytest.raises(DamagedIndexError, match=file.name):
-                mv.SparseIndex(path).verify()
-        file.write_bytes(content)
-    shutil.rmtree(folder)
-    assert len(mv.SparseIndex(path).bm25()(topics({"z3": 1.0}))) == 1
-
-
-def test_a_failure_while_files_are_made_leaves_none(tmp_path, monkeypatch):
-    path = tmp_path / "i"
-    index = mv.SparseIndex(path).index(WHOLE_DOCS)
-    write = sparse_pisa.write_inverted
-
-    def full(folder, *arguments):
-        write(folder, *arguments)
-        raise OSError("disk full")
-
-    monkeypatch.setattr(sparse_pisa, "write_inverted", full)
-    with pytest.raises(OSError, match="disk full"):
-        index.bm25()(topics({"z3": 1.0}))
-    assert not derived(path)
-    monkeypatch.setattr(sparse_pisa, "write_inverted", write)
-    assert len(index.bm25()(topics({"z3": 1.0}))) == 1
-
-
-def test_two_processes_may_make_the_same_files(tmp_path, monkeypatch):
-    path = tmp_path / "i"
-    index = mv.SparseIndex(path).index(WHOLE_DOCS)
-    write = sparse_pisa.write_inverted
-
-    def meanwhile(*arguments):
-        monkeypatch.setattr(sparse_pisa, "write_inverted", write)
-        mv.SparseIndex(path).bm25()(topics({"z3": 1.0}))
-        write(*arguments)
-
-    monkeypatch.setattr(sparse_pisa, "write_inverted", meanwhile)
-    assert len(index.bm25()(topics({"z3": 1.0}))) == 1
-    assert len(derived(path)) == 1
-
-
-def test_nothing_is_written_to_the_terminal(tmp_path, capfd):
-    index = mv.SparseIndex(tmp_path / "i").index(latents(50))
-    for stage in (index.bm25(), index.bm25(idf="lucene"), index.retriever()):
-        stage(asked(3))
-    os.write(1, b"still there")
-    out, err = capfd.readouterr()
-    assert out == "still there"
-    assert not err
-
-
-def test_without_pisa(tmp_path):
-    code = f"""
-import sys
-sys.modules["pyterrier_pisa"] = None
-import pandas as pd, pyterrier_mvret as mv
-docs = [{{"docno": "d", "toks": {{"a": 1.0}}}}]
-query = pd.DataFrame([{{"qid": "1", "query_toks": {{"a": 1.0}}}}])
-def stream():
-    raise AssertionError("nothing should be encoded for an index that cannot be searched")
-    yield
-for call in (lambda: mv.SparseIndex({str(tmp_path / "p")!r}).index(stream()), ):
-    try:
-        call()
-    except ImportError as error:
-        assert 'engine="csr"' in str(error), error
-    else:
-        raise AssertionError("no error")
-index = mv.SparseIndex({str(tmp_path / "c")!r}, "csr").index(docs)
-assert mv.SparseIndex(index.path).retriever()(query)["score"].tolist() == [1.0]
-try:
-    mv.SparseIndex(index.path, "pisa").retriever()(query)
-except ImportError as error:
-    assert 'engine="csr"' in str(error), error
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert not (tmp_path / "p").exists()
-
-
-def test_a_folder_says_what_it_holds_and_opens_in_pisa(tmp_path):
-    index = mv.SparseIndex(tmp_path / "i").index(FRACTION_DOCS)
-    index.retriever()(topics({"z3": 1.0}))
-    (folder,) = derived(tmp_path / "i")
-    meta = json.loads((folder / "pt_meta.json").read_text())
-    assert (meta["format"], meta["weighting"], meta["postings"], meta["lost"]) == ("pisa", "None", 8, 0)
-    pisa = pyterrier_pisa.PisaIndex(str(folder), stops="none").quantized(toks_scale=1)
-    number = index.store.term_numbers(["z3"])[0]
-    got = pisa(pd.DataFrame([{"qid": "1", "query_toks": {f"{number:010}": 1.0}}]))
-    assert got["docno"].tolist() == [f"{0:010}"]
-    assert got["score"].tolist() == [round(2.25 / 6 * 255)]
-
-
 def test_long_ties_are_followed_to_their_end(tmp_path, monkeypatch):
     docs = [{"docno": f"n{i:04}", "toks": {"a": 1.0}} for i in np.random.default_rng(0).permutation(500)]
     docs += [{"docno": f"x{i}", "toks": {"b": 1.0}} for i in range(600)]
@@ -319,31 +201,3 @@ def test_more_docs_than_a_result_can_be_asked_of(tmp_path):
         results = index.retriever(num_results=k)(asked(3))
         for row, (_, group) in enumerate(results.groupby("qid", sort=False)):
             assert len(group) == len(best(expected[row], docs, k)[0])
-
-
-def test_a_writer_that_drops_files_while_they_are_opened(tmp_path, monkeypatch):
-    path = tmp_path / "i"
-    index = mv.SparseIndex(path).index(WHOLE_DOCS)
-    check = sparse_pisa.check_folder
-
-    def dropped(folder, **settings):
-        monkeypatch.setattr(sparse_pisa, "check_folder", check)
-        mv.SparseIndex(path).index([{"docno": "d9", "toks": {"z3": 1.0}}], mode="append")
-        return check(folder, **settings)
-
-    monkeypatch.setattr(sparse_pisa, "check_folder", dropped)
-    assert index.bm25()(topics({"z3": 1.0}))["docno"].tolist() == ["d1"]  # of the index as it was opened
-    assert mv.SparseIndex(path).bm25()(topics({"z3": 1.0}))["docno"].tolist() == ["d1", "d9"]
-
-
-def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path):
-    path = tmp_path / "i"
-    index = mv.SparseIndex(path).index(WHOLE_DOCS)
-    left = [path / f"derived-0123456789ab.{n}.tmp" for n in ("01234567", "76543210")]
-    for folder in left:
-        folder.mkdir()
-        (folder / "inv.docs").write_bytes(b"half")
-    os.utime(left[0], (0, 0))
-    index.index([{"docno": "d9", "toks": {"z3": 1.0}}], mode="append")
-    assert [folder.exists() for folder in left] == [False, True]
-    assert len(index.bm25()(topics({"z3": 1.0}))) == 2
