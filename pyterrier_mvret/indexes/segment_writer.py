@@ -60,7 +60,7 @@ class SegmentWriter:
         if not isinstance(record, Mapping):
             raise ValueError(f"expected a record with docno and {self.content}, got {type(record).__name__}")
         name = record.get("docno")
-        if not name or not frames.is_text(name):
+        if not frames.is_text(name) or not name:
             raise ValueError(f"a document's docno must be a non-empty string of valid Unicode, got {name!r}")
         made = record.get(self.made_by)
         made = None if frames.is_missing(made) else made

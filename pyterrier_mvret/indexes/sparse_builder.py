@@ -161,22 +161,21 @@ def term_weights(toks: Any, what: str) -> npt.NDArray[np.float32]:
     """
     if not isinstance(toks, Mapping):
         raise ValueError(f"{what}: expected a dict of terms and weights, got {type(toks).__name__}")
-    try:
-        with np.errstate(over="ignore"):
-            weights = np.fromiter(toks.values(), np.float64, len(toks)).astype(np.float32)
-        bad = np.flatnonzero(~((weights >= 0) & (weights < np.inf)))
-        at = int(bad[0]) if len(bad) else None
-    except (TypeError, ValueError):
-        at = next(i for i, value in enumerate(toks.values()) if not _is_number(value))
-    if at is not None:
-        term, weight = list(toks.items())[at]
+    weights = _float32(list(toks.values()))
+    if weights is None:
+        term, weight = next((term, weight) for term, weight in toks.items() if _float32([weight]) is None)
         raise ValueError(f"{what}: the weight of term {term!r} must be a finite number of at least 0, got {weight!r}")
     return weights
 
 
-def _is_number(value: Any) -> bool:
+def _float32(values: list[Any]) -> npt.NDArray[np.float32] | None:
+    """Weights as an array; none if one of them is no weight."""
     try:
-        np.fromiter([value], np.float64, 1)
-        return True
-    except (TypeError, ValueError):
-        return False
+        array = np.array(values)  # of strings and dates where there are any: asked for floats, numpy would read them
+    except (TypeError, ValueError, RuntimeError):  # ragged, or a tensor that cannot be read
+        return None
+    if array.ndim != 1 or (len(array) and array.dtype.kind not in "fiub"):
+        return None
+    with np.errstate(over="ignore"):
+        weights = array.astype(np.float32)
+    return weights if ((weights >= 0) & (weights < np.inf)).all() else None

@@ -31,6 +31,12 @@ def made_by(space, docs=WHOLE_DOCS, **more):
         ({"docno": "x", "toks": {"z3": 1e39}}, "'x': the weight of term 'z3'"),  # beyond float32
         ({"docno": "x", "toks": {"z3": 1.0, "z7": "much"}}, "'x': the weight of term 'z7' .* got 'much'"),
         ({"docno": "x", "toks": {"z3": None}}, "'x': the weight of term 'z3'"),
+        ({"docno": "x", "toks": {"z7": 1.0, "z3": "1.5"}}, "'x': the weight of term 'z3' .* got '1.5'"),
+        ({"docno": "x", "toks": {"z3": b"1"}}, "'x': the weight of term 'z3' .* got b'1'"),
+        ({"docno": "x", "toks": {"z7": 1.0, "z3": np.datetime64("2020-01-01")}}, "'x': the weight of term 'z3'"),
+        ({"docno": "x", "toks": {"z7": 1.0, "z3": [1.0]}}, r"'x': the weight of term 'z3' .* got \[1.0\]"),
+        ({"docno": "x", "toks": {"z7": 1.0, "z3": 10**400}}, "'x': the weight of term 'z3'"),
+        ({"docno": pd.NA, "toks": {}}, "docno must be a non-empty string of valid Unicode, got <NA>"),
         ({"docno": "x", "toks": {7: 1.0}}, "a term of document 'x' must be a string of valid Unicode, got 7"),
         ({"docno": "x", "toks": {"\ud83d": 1.0}}, "a term of document 'x' must be a string"),
         ({"docno": "x", "toks": ["z3"]}, "toks of document 'x': expected a dict of terms and weights, got list"),
