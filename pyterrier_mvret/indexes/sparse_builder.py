@@ -107,11 +107,16 @@ class SparseSegmentBuilder(SegmentWriter):
         self._write("term_ids", "<i4", None, ids)
         self._write("weights", "<f4", None, weights)
         self._write("lengths", "<f8", None, row_sums(weights, np.concatenate([[0], np.cumsum(lengths)])))
-        counts = np.bincount(ids, minlength=len(self._vocabulary))
-        self._frequencies = np.pad(self._frequencies, (0, len(counts) - len(self._frequencies))) + counts
+        self._count(ids)
         self._write_names(names)
         self.postings += len(ids)
         self.empty += int((lengths == 0).sum())
+
+    def _count(self, ids: npt.NDArray[np.int32]) -> None:
+        short = len(self._vocabulary) - len(self._frequencies)
+        if short > 0:  # twice the size: a large vocabulary is not copied with every block
+            self._frequencies = np.pad(self._frequencies, (0, short + len(self._vocabulary)))
+        np.add.at(self._frequencies, ids, 1)
 
     def finish(self) -> dict[str, Any]:
         """Completes all files; returns the segment's entry in the manifest."""
@@ -122,7 +127,7 @@ class SparseSegmentBuilder(SegmentWriter):
         self._write("term_offsets", "<i8", None, ends)
         for field, array in docnos.lookup_arrays(docnos.hashes(new)).items():
             self._write(TERM_FIELDS[field], docnos.FIELDS[field], None, array)
-        self._write("frequencies", "<i8", None, self._frequencies)
+        self._write("frequencies", "<i8", None, self._frequencies[: len(self._vocabulary)])
         self._write_lookup()
         return {
             "documents": self.documents,

@@ -44,17 +44,23 @@ class _QueryStage(Component):
             if odd is not None:
                 raise ValueError(f"a term of query {qid!r} must be a string of valid Unicode, got {list(toks)[odd]!r}")
         every = list(dict.fromkeys(term for _, toks, _ in read for term in toks))
-        numbers = dict(zip(every, store.term_numbers(every).tolist(), strict=True))
-        counts = None if self.weighting is None else self.weighting.term_weights(store.statistics) > 0
-        return [(rows, _counting([numbers[term] for term in toks], weights, counts)) for rows, toks, weights in read]
+        numbers = dict(zip(every, self._counting(store, every).tolist(), strict=True))
+        return [(rows, _rising([numbers[term] for term in toks], weights)) for rows, toks, weights in read]
+
+    def _counting(self, store: "SparseStore", terms: list[str]) -> npt.NDArray[np.int64]:
+        """Numbers of terms, -1 for those that are unknown or have no idf."""
+        numbers = store.term_numbers(terms)
+        if self.weighting is not None:
+            known = np.flatnonzero(numbers >= 0)
+            nothing = self.weighting.term_weights(store.statistics, numbers[known]) == 0
+            numbers[known[nothing]] = -1
+        return numbers
 
 
-def _counting(numbers: list[int], weights: npt.NDArray[np.float64], counts: npt.NDArray[np.bool_] | None) -> "Query":
-    """The terms that are known, weigh something, and have an idf, by their numbers."""
+def _rising(numbers: list[int], weights: npt.NDArray[np.float64]) -> "Query":
+    """The terms that have a number and weigh something, by their numbers."""
     ids = np.array(numbers, dtype=np.int64)
     kept = np.flatnonzero((ids >= 0) & (weights > 0))
-    if counts is not None:
-        kept = kept[counts[ids[kept]]]
     kept = kept[np.argsort(ids[kept])]
     return ids[kept], weights[kept]
 
@@ -74,8 +80,8 @@ class SparseRetriever(_QueryStage):
     ):
         if num_results is not None and (not isinstance(num_results, int | np.integer) or num_results < 1):
             raise ValueError(f"num_results must be an integer of at least 1, or None for all, got {num_results!r}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
         self.source, self.weighting = source, checked_weighting(weighting)
         self.num_results, self.batch_size, self.verbose = num_results, batch_size, verbose
 

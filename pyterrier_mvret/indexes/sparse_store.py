@@ -99,7 +99,7 @@ class SparseStore(DocumentStore[SparseSegment]):
     def score(self, weighting: BM25 | None, terms: Ints, weights: Floats, positions: Ints) -> Floats:
         """Exact scores of one query with documents at positions; by dot product without a weighting model."""
         query = np.zeros(self.terms)
-        query[terms] = weights if weighting is None else weights * weighting.term_weights(self.statistics)[terms]
+        query[terms] = weights if weighting is None else weights * weighting.term_weights(self.statistics, terms)
         scores = np.zeros(len(positions))
         for segment, mine, local in self._by_segment(positions):
             counts = segment.offsets[local + 1] - segment.offsets[local]

@@ -91,9 +91,9 @@ class BM25:
         if self.idf not in ("rsj", "lucene"):
             raise ValueError(f"idf must be 'rsj' or 'lucene', got {self.idf!r}")
 
-    def term_weights(self, statistics: Statistics) -> Floats:
-        """(terms,) idf."""
-        return idf(statistics.frequencies, statistics.documents, self.idf)
+    def term_weights(self, statistics: Statistics, terms: Ints | slice = slice(None)) -> Floats:
+        """(terms,) idf, of some terms by their numbers or of all."""
+        return idf(statistics.frequencies[terms], statistics.documents, self.idf)
 
     def norms(self, lengths: Floats, mean_length: float) -> Floats:
         """At which weight a document's terms reach half of what they can add, by its length.

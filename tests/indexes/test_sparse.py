@@ -240,8 +240,9 @@ def test_settings_that_are_none(path):
             mv.SparseIndex(path, scale=scale)
     with pytest.raises(ValueError, match="num_results must be an integer of at least 1"):
         index.bm25(num_results=0)
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        index.retriever(batch_size=0)
+    for batch_size in (0, 2.5, None):
+        with pytest.raises(ValueError, match="batch_size must be an integer of at least 1"):
+            index.retriever(batch_size=batch_size)
     with pytest.raises(ValueError, match="weighting must be"):
         index.scorer("bm25")
     with pytest.raises(FileNotFoundError, match=r"build one with"):
