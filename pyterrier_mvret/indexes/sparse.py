@@ -117,7 +117,8 @@ class SparseIndex(SegmentedIndex[SparseStore]):
 
         Args:
             k1: where a weight saturates.
-            b: how much a document's sum of weights counts.
+            b: how much a document's sum of weights counts. PISA writes its files for each ``k1`` and ``b``: a grid of
+                them is better searched with ``engine="csr"``.
             idf: ``"rsj"`` or ``"lucene"`` (:func:`pyterrier_mvret.scoring.bm25.idf`); the paper's own is disputed.
             num_results: as for :meth:`retriever`.
             batch_size: as for :meth:`retriever`.
@@ -210,15 +211,10 @@ class SparseIndex(SegmentedIndex[SparseStore]):
 
     def searcher(self, store: SparseStore, weighting: BM25 | None) -> Any:
         """What searches a store, made on first use."""
-        engine = self._engine(store.manifest)
-        found = store.searchers.get((engine, weighting))
-        if found is None:
-            if engine == "csr":
-                found = ExactSearcher(store, weighting)
-            else:
-                found = sparse_pisa.PisaSearcher(store, weighting, store.manifest["scale"])
-            store.searchers[engine, weighting] = found
-        return found
+        if self._engine(store.manifest) == "csr":
+            return store.searcher(("csr", weighting), lambda: ExactSearcher(store, weighting))
+        scale = store.manifest["scale"]
+        return store.searcher(("pisa", weighting), lambda: sparse_pisa.PisaSearcher(store, weighting, scale))
 
     def lexicon(self) -> pd.DataFrame:
         """All terms, with the number of documents that have each (``term``, ``documents``)."""

@@ -1,6 +1,7 @@
 """Reading the segments of a :class:`SparseIndex`: terms, statistics, and postings by document."""
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from pyterrier_mvret.scoring.ragged import ragged_rows
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+
+# ways to search that are kept open: each may hold all postings, and a grid of parameters has many
+_SEARCHERS = 4
 
 
 class SparseSegment:
@@ -56,8 +60,8 @@ class SparseStore(DocumentStore[SparseSegment]):
     def __init__(self, path: Path, manifest: dict[str, Any]):
         segments = [SparseSegment(path / entry["name"], entry) for entry in manifest["segments"]]
         super().__init__(path, manifest, segments)
-        #: what searches it, by engine and weighting model: opened once
-        self.searchers: dict[Any, Any] = {}
+        self._searchers: dict[Any, Any] = {}
+        self._making = threading.Lock()
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -67,6 +71,15 @@ class SparseStore(DocumentStore[SparseSegment]):
             frequencies[: len(segment.frequencies)] += segment.frequencies
         total = sum(float(segment.lengths.sum()) for segment in self.segments)
         return Statistics(len(self), frequencies, total / max(len(self), 1))
+
+    def searcher(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What searches the store in one way, made on first use; of several threads by one, and the latest are kept."""
+        with self._making:
+            found = self._searchers.pop(key, None) or make()
+            self._searchers[key] = found
+            while len(self._searchers) > _SEARCHERS:
+                del self._searchers[next(iter(self._searchers))]
+            return found
 
     @property
     def terms(self) -> int:

@@ -1,6 +1,7 @@
 """Retrieval and rescoring from a sparse index, by both engines."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -210,6 +211,31 @@ def test_queries_with_several_rows_and_in_batches(path, engine):
     twice = pd.concat([queries.assign(query_toks=None), queries])
     again = index.bm25()(twice.sort_values("qid"))
     assert again["docno"].tolist() == expected["docno"].tolist()
+
+
+def test_a_grid_of_parameters_does_not_fill_the_memory(path):
+    index, queries = build(path, WHOLE_DOCS), topics({"z3": 1.0})
+    first = index.searcher(index.store, None)
+    for k1 in range(3):
+        index.bm25(k1)(queries)
+    assert index.searcher(index.store, None) is first
+    latest = index.searcher(index.store, BM25(2))
+    for k1 in range(3, 20):
+        index.bm25(k1)(queries)
+        assert index.searcher(index.store, BM25(2)) is latest  # what is used is kept
+    assert index.searcher(index.store, None) is not first
+
+
+@both
+def test_threads_share_what_searches(path, engine):
+    index, queries = build(path, latents(100), engine), asked(4)
+    stages = [index.bm25(), index.bm25(2), index.retriever()] * 4
+    expected = [stage(queries) for stage in stages]
+    index = mv.SparseIndex(path)
+    with ThreadPoolExecutor(6) as pool:
+        for found, alone in zip(pool.map(lambda stage: stage._replace(source=index)(queries), stages), expected):
+            pd.testing.assert_frame_equal(found, alone)
+    assert len({id(index.searcher(index.store, stage.weighting)) for stage in stages}) == 3
 
 
 def test_in_a_pipeline(path):
