@@ -10,6 +10,7 @@ latents are then terms. BatchTopK (Bussmann et al. 2024, arXiv 2412.06410) spend
 
 import hashlib
 import json
+import operator
 import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,10 +21,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its common name)
 from torch import Tensor, nn
 
+from pyterrier_mvret import frames
+
 Budget = Literal["token", "batch"]
 # numbers of a dense (tokens, latents) array that is held at once
 _AT_ONCE = 1 << 24
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Latents(NamedTuple):
@@ -75,11 +78,12 @@ class TopKSAE(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
+        dim, latents, k, seed = (operator.index(size) for size in (dim, latents, k, seed))  # numpy's have no JSON
         if min(dim, latents, k) < 1 or k > latents:
             raise ValueError(f"dim, latents and k are at least 1, and k at most latents: {dim}, {latents}, {k}")
         if budget not in ("token", "batch") or input_norm not in (None, "layer"):
             raise ValueError(f"budget is 'token' or 'batch', input_norm 'layer' or None: {budget!r}, {input_norm!r}")
-        prefixes = tuple(prefixes)
+        prefixes = tuple(operator.index(size) for size in prefixes)
         if list(prefixes) != sorted(set(prefixes)) or any(not 0 < size < latents for size in prefixes):
             raise ValueError(f"prefixes must rise and be below {latents}, got {prefixes}")
         self.dim, self.latents, self.k = dim, latents, k
@@ -116,24 +120,25 @@ class TopKSAE(nn.Module):
         """Active latents of token states, some tokens at a time: no dense (tokens, latents) array stays.
 
         Args:
-            states: (tokens, dim).
+            states: (tokens, dim), of any type of number.
 
         Raises:
-            ValueError: another shape, or a state that is not finite.
+            ValueError: another shape, or a state that is not finite in float32.
         """
-        states = torch.as_tensor(states, device=self.mean.device)
+        if not isinstance(states, Tensor):
+            # a copy, as PyTorch takes no array that is read-only or runs backwards
+            states = torch.from_numpy(np.array(frames.matrix(states, "token states"), order="C"))
         if states.ndim != 2 or states.shape[1] != self.dim:
             raise ValueError(f"expected states of shape (tokens, {self.dim}), got {tuple(states.shape)}")
-        if not states.isfinite().all():
-            raise ValueError("a token state is not finite")
+        states = states.to(self.mean.device)
         step = max(1, _AT_ONCE // self.latents)
         with torch.autocast(states.device.type, enabled=False):
-            parts = [self._encoded(part) for part in states.split(step)]
-        if not parts:
-            return Latents(states.new_zeros((0, self.k)), states.new_zeros((0, self.k), dtype=torch.long))
+            parts = [self._encoded(part.float()) for part in states.split(step)]
         return Latents(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def _encoded(self, states: Tensor) -> Latents:
+        if not states.isfinite().all():
+            raise ValueError("a token state is not finite")
         values, ids = self.activations(self.centred(states)).topk(self.k, dim=1)
         values = values.clamp(min=0)
         if self.budget == "batch":
@@ -173,20 +178,34 @@ class TopKSAE(nn.Module):
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits over weights and settings: equal ones make the same terms."""
-        settings = {name: value for name, value in self.settings().items() if name != "seed"}
+        settings = json.dumps({name: value for name, value in self.settings().items() if name != "seed"})
         # the decoder has no part in encoding
-        return _digest({n: t for n, t in self.state_dict().items() if n != "decoder"}, json.dumps(settings))
+        weights = {name: tensor for name, tensor in self.state_dict().items() if name != "decoder"}
+        if any(tensor.is_inference() for tensor in weights.values()):  # PyTorch does not notice what changes these
+            return _digest(weights, settings)
+        # every call of a stage asks, and a hundred megabytes take longer than a query
+        state = (settings, *((tensor.data_ptr(), tensor._version) for tensor in weights.values()))
+        if self._digested is None or self._digested[0] != state:
+            self._digested = (state, _digest(weights, settings))
+        return self._digested[1]
+
+    _digested: tuple[Any, str] | None = None
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, whole or not at all; settings are in its header."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path = Path(path)
-        about = {"pyterrier_mvret": "TopKSAE", "format": str(_FORMAT), "settings": json.dumps(self.settings())}
+        settings = json.dumps(self.settings())
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        about = {"pyterrier_mvret": "TopKSAE", "format": str(_FORMAT), "settings": settings}
+        content = save(weights, metadata={**about, "checksum": _digest(weights, settings)})
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            save_file(weights, unfinished, metadata={**about, "checksum": _digest(weights)})
+            with unfinished.open("wb") as out:  # safetensors would let nobody else read it
+                out.write(content)
+                out.flush()
+                os.fsync(out.fileno())
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
@@ -210,13 +229,15 @@ class TopKSAE(nn.Module):
                 weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
         except SafetensorError as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
-        if about.get("pyterrier_mvret") != "TopKSAE" or about.get("format") != str(_FORMAT):
+        settings = about.get("settings", "")
+        # the checksum of format 1 is of weights alone
+        told = {"1": "", "2": settings}.get(about.get("format", ""))
+        if about.get("pyterrier_mvret") != "TopKSAE" or told is None:
             raise ValueError(f"{path} holds no sparse autoencoder of this version")
-        settings = json.loads(about["settings"])
-        sae = cls(**{**settings, "prefixes": tuple(settings["prefixes"])})
+        if _digest(weights, told) != about.get("checksum"):
+            raise ValueError(f"{path} is damaged: its weights or settings are not those that were written")
+        sae = cls(**json.loads(settings))
         sae.load_state_dict(weights)
-        if _digest(weights) != about["checksum"]:
-            raise ValueError(f"{path} is damaged: its weights are not those that were written")
         return sae.to(device) if device is not None else sae
 
 

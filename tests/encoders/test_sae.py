@@ -1,5 +1,8 @@
 """The specification's worked example of a sparse autoencoder, and properties that need no training."""
 
+import copy
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyterrier_mvret.encoders import sae as module
-from pyterrier_mvret.encoders.sae import TopKSAE
+from pyterrier_mvret.encoders.sae import TopKSAE, _digest
 
 STATES = np.array([[2.5, 0.5], [0.5, 2.5], [-1.5, -0.5]], np.float32)
 
@@ -96,6 +99,61 @@ def test_files(tmp_path, worked):
     (tmp_path / "flipped").write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     with pytest.raises(ValueError, match="is damaged"):
         TopKSAE.load(tmp_path / "flipped")
+    assert (tmp_path / "sae.safetensors").stat().st_mode & 0o777 == (tmp_path / "cut").stat().st_mode & 0o777
+
+
+def test_any_flipped_byte_of_a_file_is_one_kind_of_error(tmp_path, worked):
+    worked.save(tmp_path / "sae")
+    content = bytearray((tmp_path / "sae").read_bytes())
+    unnoticed = 0
+    for at in range(len(content)):
+        content[at] ^= 1
+        (tmp_path / "flipped").write_bytes(content)
+        content[at] ^= 1
+        try:
+            again = TopKSAE.load(tmp_path / "flipped")
+        except ValueError:
+            continue
+        unnoticed += 1  # a space that fills up the header
+        assert again.digest == worked.digest and again.settings() == worked.settings()
+    assert unnoticed < 8
+
+
+def test_files_of_the_first_format_are_read(tmp_path, worked):
+    from safetensors.torch import save_file
+
+    about = {"pyterrier_mvret": "TopKSAE", "format": "1", "settings": json.dumps(worked.settings())}
+    save_file(worked.state_dict(), tmp_path / "old", {**about, "checksum": _digest(worked.state_dict())})
+    assert TopKSAE.load(tmp_path / "old").digest == worked.digest
+    save_file(worked.state_dict(), tmp_path / "new", {**about, "format": "3"})
+    with pytest.raises(ValueError, match="no sparse autoencoder of this version"):
+        TopKSAE.load(tmp_path / "new")
+
+
+def test_the_digest_is_of_the_weights_as_they_are(worked):
+    first = worked.digest
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_digest", lambda *a: seen.append(a) or _digest(*a))
+        assert worked.digest == first
+        assert not seen
+        with torch.no_grad():
+            worked.decoder += 1
+        assert worked.digest == first
+        with torch.no_grad():
+            worked.mean += 1
+        changed = worked.digest
+        assert changed != first
+        assert copy.deepcopy(worked).digest == changed
+        worked.k = 1
+        assert worked.digest not in (first, changed)
+        worked.encoder = torch.nn.Parameter(worked.encoder.detach() + 1)
+        assert worked.digest not in (first, changed)
+    with torch.inference_mode():
+        made = TopKSAE(6, latents=12, k=3)
+        before = made.digest
+        made.mean += 1
+        assert made.digest != before
 
 
 @pytest.mark.parametrize(
@@ -113,8 +171,39 @@ def test_settings_that_fit_nothing(arguments, message):
         TopKSAE(**{"dim": 3, "latents": 8, "k": 2, **arguments})
 
 
+def test_states_of_any_kind(worked):
+    states = np.random.default_rng(0).normal(size=(6, worked.dim)).astype(np.float16).astype(np.float32)
+    expected = worked.encode(states)
+    fixed = states.copy()
+    fixed.flags.writeable = False
+    for same in (
+        states.astype(np.float64),
+        states.astype(np.float16),
+        states.astype(">f4"),
+        np.asfortranarray(states),
+        states[::-1].copy()[::-1],
+        fixed,
+        states.tolist(),
+        torch.tensor(states).half(),
+        torch.tensor(states).double(),
+        torch.tensor(states, requires_grad=True),
+    ):
+        found = worked.encode(same)
+        assert found.activations.dtype == torch.float32
+        assert not found.activations.requires_grad
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert worked.encode(states[:0]).ids.shape == (0, worked.k)
+    sized = TopKSAE(np.int64(6), latents=np.int32(12), k=np.int64(3), prefixes=np.array([4]))
+    assert sized.settings() == TopKSAE(6, latents=12, k=3, prefixes=(4,)).settings()
+    with pytest.raises(TypeError):
+        TopKSAE(6, latents=12, k=2.5)
+
+
 def test_states_that_are_none(worked):
+    for far in (np.full((1, 2), 1e300), torch.full((1, 2), 1e300, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="finite"):
+            worked.encode(far)
     with pytest.raises(ValueError, match="shape"):
         worked.encode(np.zeros((3, 5), np.float32))
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="infinite"):
         worked.encode(np.full((1, 2), np.nan, np.float32))
