@@ -235,9 +235,10 @@ def drop_derived(path: Path) -> None:
     for folder in path.iterdir():
         if not _is_derived(folder):
             continue
-        if not folder.name.endswith(".tmp") or folder.stat().st_mtime < time.time() - _ABANDONED:
-            with contextlib.suppress(OSError), kept(folder, alone=True):
-                shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # in use, or finished or removed by somebody else just now
+            if not folder.name.endswith(".tmp") or folder.stat().st_mtime < time.time() - _ABANDONED:
+                with kept(folder, alone=True):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -258,6 +259,8 @@ def kept(folder: Path, *, alone: bool = False) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        if not os.path.samestat(os.fstat(handle), folder.stat()):
+            raise FileNotFoundError(f"{folder} was removed, and made anew by somebody else")
         yield
     finally:
         os.close(handle)
@@ -295,7 +298,15 @@ def derived_folders(path: Path) -> list[Path]:
 
 
 def _is_derived(folder: Path) -> bool:
-    return bool(_DERIVED.fullmatch(folder.name)) and folder.is_dir() and all(p.is_file() for p in folder.iterdir())
+    if not _DERIVED.fullmatch(folder.name):
+        return False
+    try:
+        with os.scandir(folder) as files:
+            return all(file.is_file() for file in files)
+    except FileNotFoundError:  # somebody who needs no lock gave it another name, or removed it, just now
+        return True
+    except NotADirectoryError:
+        return False
 
 
 def holds_other_files(path: Path) -> bool:

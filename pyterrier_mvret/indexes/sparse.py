@@ -231,7 +231,7 @@ class SparseIndex(SegmentedIndex[SparseStore]):
         """
         entries = self.manifest["segments"]
         counts = {key: sum(e[key] for e in entries) for key in ("documents", "empty", "terms", "postings")}
-        derived = [p for folder in derived_folders(self.path) for p in folder.iterdir()]
+        derived = [p for folder in derived_folders(self.path) for p in folder.glob("*")]
         return {
             **counts,
             "engine": self._engine(self.manifest),

@@ -163,9 +163,8 @@ def _opened(store: SparseStore, weighting: BM25 | None, scale: float) -> tuple[d
             with segments.kept(folder):
                 meta = check_folder(folder)
                 return meta, _retriever(folder, _Plan(**meta["plan"])) if meta["postings"] > meta["lost"] else None
-        except (FileNotFoundError, segments.DamagedIndexError):
-            if folder.exists():
-                raise  # else a writer dropped it just now
+        except FileNotFoundError:  # a writer dropped it just now
+            continue
 
 
 def key_of(store: SparseStore, weighting: BM25 | None, scale: float) -> str:

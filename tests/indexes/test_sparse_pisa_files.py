@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pandas as pd
 import pyterrier_pisa
 import pytest
 
 import pyterrier_mvret as mv
-from pyterrier_mvret.indexes import sparse_pisa
+from pyterrier_mvret.indexes import segments, sparse_pisa
 from pyterrier_mvret.indexes.segments import DamagedIndexError
 from tests.indexes.sparse_docs import FRACTION_DOCS, WHOLE_DOCS, asked, latents, topics
 
@@ -256,6 +257,42 @@ def test_a_writer_that_drops_files_while_they_are_opened(tmp_path, monkeypatch):
     assert mv.SparseIndex(path).bm25()(topics({"z3": 1.0}))["docno"].tolist() == ["d1", "n0", "n1"]
     append()
     assert not derived(path)
+
+
+def test_a_folder_that_was_made_anew_meanwhile_is_looked_at_again(tmp_path, monkeypatch):
+    path = tmp_path / "i"
+    index = mv.SparseIndex(path).index(WHOLE_DOCS)
+    index.bm25()(topics({"z3": 1.0}))
+    (folder,) = derived(path)
+    flock = segments.fcntl.flock
+
+    def anew(*arguments):
+        monkeypatch.setattr(segments.fcntl, "flock", flock)
+        shutil.copytree(folder, tmp_path / "copy")
+        shutil.rmtree(folder)
+        (tmp_path / "copy").rename(folder)
+        flock(*arguments)
+
+    for raised in (False, True):
+        monkeypatch.setattr(segments.fcntl, "flock", anew)
+        if raised:
+            with pytest.raises(FileNotFoundError, match="made anew by somebody else"), segments.kept(folder):
+                raise AssertionError("it is another folder")
+        else:
+            assert len(mv.SparseIndex(path).bm25()(topics({"z3": 1.0}))) == 1
+
+
+def test_a_writer_is_not_stopped_by_what_readers_finish_or_drop(tmp_path, monkeypatch):
+    path = tmp_path / "i"
+    index = mv.SparseIndex(path).index(WHOLE_DOCS)
+    listed = Path.iterdir
+    gone = [path / "derived-0123456789ab", path / "derived-0123456789ab.01234567.tmp"]
+    monkeypatch.setattr(Path, "iterdir", lambda self: [*listed(self), *(gone if self == path else [])])
+    index.index([{"docno": "d9", "toks": {"z3": 1.0}}], mode="append")
+    assert not segments.holds_other_files(path)
+    assert index.info()["engine_bytes"] == 0
+    gone[0].write_text("no folder, and not ours")
+    assert segments.holds_other_files(path)
 
 
 def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path):
