@@ -200,7 +200,7 @@ class SparseIndex(SegmentedIndex[SparseStore]):
     # ------------------------------------------------------------------ reading
 
     def _open(self, manifest: dict[str, Any]) -> SparseStore:
-        return SparseStore(self.path, manifest)
+        return SparseStore(self.path.absolute(), manifest)  # it is searched in new ways later, perhaps from elsewhere
 
     def _check_settings(self, manifest: dict[str, Any]) -> None:
         if self.scale not in (None, manifest["scale"]):

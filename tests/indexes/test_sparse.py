@@ -257,6 +257,15 @@ def test_in_a_pipeline(path):
         index.bm25()(pd.DataFrame({"qid": ["1"], "query": ["x"]}))
 
 
+def test_an_index_that_is_open_stays_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    index, query = build("a b", WHOLE_DOCS, "pisa"), topics({"z3": 1.0})
+    len(index)
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    assert index.bm25()(query)["docno"].tolist() == ["d1"]
+
+
 def test_settings_that_are_none(path):
     index = mv.SparseIndex(path)
     with pytest.raises(ValueError, match="engine must be 'pisa' or 'csr', got 'exact'"):
