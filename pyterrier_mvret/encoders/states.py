@@ -57,7 +57,9 @@ def token_states(
     special_tokens: bool = True,
     verbose: bool = False,
 ) -> TokenStates:
-    """States of all tokens of texts, with the encoder's prefix and length limit of the task; no query is expanded.
+    """States of all tokens of texts, with the encoder's prefix of the task.
+
+    A document is cut where the encoder cuts it; a query is not expanded, and cut only where the model ends.
 
     Args:
         encoder: whose transformer it is, single-vector or multi-vector.
@@ -109,7 +111,7 @@ def _states(
             raise ValueError("states need batches that are padded: open the model without flash attention")
         ids, mask = features["input_ids"], features["attention_mask"].bool()
         if not special_tokens:
-            mask = mask & ~torch.isin(ids, torch.tensor(model.tokenizer.all_special_ids, device=ids.device))
+            mask = mask & ~torch.isin(ids, torch.tensor(_standing_for_no_text(model.tokenizer), device=ids.device))
         out = model[0](features)
         for module in _projections(model) if layer == "projected" else ():
             out = module(out)
@@ -119,6 +121,13 @@ def _states(
     fields = states, ids.cpu().numpy()[kept].astype(np.int32), places[kept]
     ends = np.cumsum(kept.sum(1))[:-1]
     return zip(*(np.split(field, ends) for field in fields), strict=True)
+
+
+def _standing_for_no_text(tokenizer: Any) -> list[int]:
+    """Special tokens but the one for words that a tokeniser does not know, where it is that alone."""
+    roles = ("cls", "sep", "pad", "mask", "bos", "eos")
+    unknown = {tokenizer.unk_token_id} - {getattr(tokenizer, f"{role}_token_id", None) for role in roles}
+    return [number for number in tokenizer.all_special_ids if number not in unknown]
 
 
 def _projections(model: "MultiVectorEncoder") -> list[Any]:

@@ -188,14 +188,14 @@ class SparseIndex(SegmentedIndex[SparseStore]):
     def _builder(self, folder: Path, manifest: dict[str, Any], before: SparseStore | None) -> SparseSegmentBuilder:
         if self._engine(manifest) == "pisa":
             sparse_pisa.require_pisa()  # before hours of encoding, not after them
+
+        def check(found: dict[str, Any] | None) -> None:
+            self._check_encoder(manifest, found)
+
         if before is None:
-            return SparseSegmentBuilder(folder, check_encoder=lambda found: self._check_encoder(manifest, found))
-        return SparseSegmentBuilder(
-            folder,
-            {term: number for number, term in enumerate(before.term_names())},
-            lambda names: before.positions(names) >= 0,
-            lambda found: self._check_encoder(manifest, found),
-        )
+            return SparseSegmentBuilder(folder, check_encoder=check)
+        vocabulary = {term: number for number, term in enumerate(before.term_names())}
+        return SparseSegmentBuilder(folder, vocabulary, lambda names: before.positions(names) >= 0, check)
 
     # ------------------------------------------------------------------ reading
 

@@ -45,6 +45,8 @@ def test_states_are_those_before_the_projection(tiny_encoder, tiny):
     np.testing.assert_allclose(projected, vectors, atol=1e-5)
     bare = token_states(tiny_encoder, ["a cat"], special_tokens=False)
     assert tiny_encoder.tokens(bare.token_ids) == ["a", "cat"]
+    unknown = token_states(tiny_encoder, ["a \U0001f98a"], special_tokens=False)
+    assert tiny_encoder.tokens(unknown.token_ids) == ["a", "[UNK]"]  # a word, if not one it knows
     # a padded batch and one text alone, and no expansion of queries
     for i, text in enumerate(TEXTS.values()):
         alone = token_states(tiny_encoder, [text])
