@@ -26,7 +26,7 @@ from pyterrier_mvret import frames
 Budget = Literal["token", "batch"]
 # numbers of a dense (tokens, latents) array that is held at once
 _AT_ONCE = 1 << 24
-_FORMAT = 2
+_FORMAT = 1
 
 
 class Latents(NamedTuple):
@@ -230,11 +230,9 @@ class TopKSAE(nn.Module):
         except SafetensorError as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
         settings = about.get("settings", "")
-        # the checksum of format 1 is of weights alone
-        told = {"1": "", "2": settings}.get(about.get("format", ""))
-        if about.get("pyterrier_mvret") != "TopKSAE" or told is None:
+        if about.get("pyterrier_mvret") != "TopKSAE" or about.get("format") != str(_FORMAT):
             raise ValueError(f"{path} holds no sparse autoencoder of this version")
-        if _digest(weights, told) != about.get("checksum"):
+        if _digest(weights, settings) != about.get("checksum"):
             raise ValueError(f"{path} is damaged: its weights or settings are not those that were written")
         sae = cls(**json.loads(settings))
         sae.load_state_dict(weights)
