@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pyterrier as pt
 import pytest
 
 import pyterrier_mvret as mv
@@ -259,3 +260,9 @@ def test_a_progress_bar_only_when_asked_for(path, capsys):
     assert not capsys.readouterr().err
     index.bm25(verbose=True)(topics({"z3": 1.0}))
     assert "retrieving" in capsys.readouterr().err
+
+
+def test_it_is_an_artifact(path):
+    mv.SparseIndex(path, "csr").index([{"docno": "d1", "toks": {"z1": 1.0}}])
+    loaded = pt.Artifact.load(str(path))
+    assert isinstance(loaded, mv.SparseIndex) and loaded.info()["documents"] == 1
