@@ -22,6 +22,7 @@ _PUBLIC = {
     "Paragraphs": "pyterrier_mvret.encoders.splitters",
     "Phrases": "pyterrier_mvret.encoders.splitters",
     "Sentences": "pyterrier_mvret.encoders.splitters",
+    "SAETrainer": "pyterrier_mvret.training.sae",
     "SparseIndex": "pyterrier_mvret.indexes.sparse",
     "Soft": "pyterrier_mvret.scoring.strategies",
     "TokenBatch": "pyterrier_mvret.encoders.token_batch",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from pyterrier_mvret.methods.colbert import ColBERT
     from pyterrier_mvret.methods.latent_terms import LatentTerms
     from pyterrier_mvret.scoring.strategies import Soft, TopK, TopP
+    from pyterrier_mvret.training.sae import SAETrainer
     from pyterrier_mvret.zipf import zipf_fit, zipf_plot
 
 

@@ -233,7 +233,7 @@ class LatentTerms(Configured):
                 run is opened. The outcome is that of a run that never stopped.
             device: where; none takes an accelerator if there is one.
             verbose: a progress bar with loss, explained variance and dead latents.
-            **training: settings of :class:`~pyterrier_mvret.training.sae.SAETrainer`: ``tokens=``, ``batch_tokens=``,
+            **training: settings of :class:`~pyterrier_mvret.SAETrainer`: ``tokens=``, ``batch_tokens=``,
                 ``learning_rate=``, ``seed=``, ...
 
         Returns:
