@@ -26,15 +26,17 @@ from pyterrier_mvret import frames
 Budget = Literal["token", "batch"]
 # numbers of a dense (tokens, latents) array that is held at once
 _AT_ONCE = 1 << 24
+# a batch's budget is spent among so many times k latents of each token
+_SPARE = 4
 _FORMAT = 1
 
 
 class Latents(NamedTuple):
-    """The active latents of tokens: at most k each, the rest of a row is zeros.
+    """The active latents of tokens: at most ``most`` each, the rest of a row is zeros.
 
     Attributes:
-        activations: (tokens, k) float32, at least 0, the largest first.
-        ids: (tokens, k) int64; of an activation of 0 it means nothing.
+        activations: (tokens, most) float32, at least 0, the largest first.
+        ids: (tokens, most) int64; of an activation of 0 it means nothing.
     """
 
     activations: Tensor
@@ -51,8 +53,9 @@ class TopKSAE(nn.Module):
         dim: dimensions of a token state.
         latents: size of the dictionary; the paper's 32,768 is of the order of a tokeniser's vocabulary.
         k: active latents of a token at most.
-        budget: ``"token"``, or ``"batch"``: BatchTopK, which spends ``k`` a token on average over a batch in training,
-            and afterwards keeps the values above a threshold that training has found.
+        budget: ``"token"``, or ``"batch"``: BatchTopK, which spends ``k`` a token on average over a batch in training
+            (no token takes more than four times as many), and afterwards keeps the values above a threshold that
+            training has found.
         prefixes: sizes of nested dictionaries that each are to reconstruct (Matryoshka); none for the whole alone.
         input_norm: ``"layer"`` takes a state's mean away and divides by its deviation first (Gao et al. do; for Latent
             Terms it is not said); then the length of a state no longer adds to the weight of its terms.
@@ -115,6 +118,11 @@ class TopKSAE(nn.Module):
 
     # ------------------------------------------------------------------ encoding
 
+    @property
+    def most(self) -> int:
+        """Active latents that a token can have: ``k``, or with a batch's budget some times as many."""
+        return self.k if self.budget == "token" else min(self.latents, _SPARE * self.k)
+
     @torch.no_grad()
     def encode(self, states: "Tensor | npt.NDArray[Any]") -> Latents:
         """Active latents of token states, some tokens at a time: no dense (tokens, latents) array stays.
@@ -139,7 +147,7 @@ class TopKSAE(nn.Module):
     def _encoded(self, states: Tensor) -> Latents:
         if not states.isfinite().all():
             raise ValueError("a token state is not finite")
-        values, ids = self.activations(self.centred(states)).topk(self.k, dim=1)
+        values, ids = self.activations(self.centred(states)).topk(self.most, dim=1)
         values = values.clamp(min=0)
         if self.budget == "batch":
             values = values * (values >= self.threshold)

@@ -11,9 +11,6 @@ from torch import Tensor, nn
 
 from pyterrier_mvret.encoders.sae import Latents, TopKSAE
 
-# BatchTopK looks among so many times k activations of each token
-_SPARE = 4
-
 
 def losses(sae: TopKSAE, states: Tensor, dead: Tensor, k_aux: int) -> tuple[Tensor, Latents, Tensor]:
     """Squared error over variance, the active latents, and the error that dead ones leave.
@@ -50,7 +47,7 @@ def _selected(sae: TopKSAE, dense: Tensor) -> tuple[Tensor, Tensor | None]:
     """(tokens, some) ids of the largest activations, and which of them are within a batch's budget."""
     if sae.budget == "token":
         return dense.topk(sae.k, dim=1).indices, None
-    values, ids = dense.topk(min(sae.latents, _SPARE * sae.k), dim=1)
+    values, ids = dense.topk(sae.most, dim=1)
     least, _ = values.flatten().topk(sae.k * len(values))
     return ids, values >= least[-1]
 

@@ -74,6 +74,9 @@ def test_a_threshold_in_the_place_of_a_budget(worked):
     sae = TopKSAE(2, latents=4, k=2, budget="batch")
     sae.load_state_dict({**worked.state_dict(), "threshold": torch.tensor(1.95)})
     np.testing.assert_allclose(dense(sae, sae.encode(STATES)), [[2, 0, 0, 0], [0, 3, 0, 2.3], [0, 0, 2, 0]], atol=1e-6)
+    # the budget of the three tokens: they share six, and one has more than two
+    sae.threshold.fill_(0.999)
+    assert (sae.encode(STATES).activations > 0).sum(1).tolist() == [3, 2, 1]
 
 
 def test_states_may_be_normed():
