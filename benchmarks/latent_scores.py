@@ -11,6 +11,7 @@ import ir_measures
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 from aligner_contrasts import corrected, randomisation
 from ir_measures import R, nDCG
 from latent_states import Collection
@@ -45,6 +46,14 @@ def terms(sae: Any, states: TokenStates, **pooling: Any) -> csr_array:
     """(texts, latents) weights of the terms of some texts."""
     activations, ids = (part.numpy() for part in sae.encode(states.states))
     return as_matrix(pooled_terms(activations, ids, states.offsets, **pooling), sae.latents)
+
+
+def explained(sae: Any, states: Floats, some: int = 4096) -> Floats:
+    """1 minus squared error over variance, of the first states."""
+    x = torch.from_numpy(states[:some])
+    with torch.no_grad():
+        rest = x - sae.decode(sae.encode(x))
+    return np.array(1 - float(rest.square().sum() / (x - x.mean(0)).square().sum()))
 
 
 def as_matrix(found: tuple[Any, Any, Any], width: int) -> csr_array:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import latent_engines
-from latent_bench import BATCH, COLLECTIONS, FILE, MAIN, STEPS, VARIANTS, Bench
+from latent_bench import BATCH, COLLECTIONS, FILE, MAIN, OTHER_TEXT, STEPS, VARIANTS, Bench
 from latent_scores import NAMES
 from latent_states import POOL, collection
 from limits import about
@@ -33,7 +33,7 @@ def show(results: dict[str, Any]) -> None:
         print(f"\n{name}: {entry['documents']} documents, {entry['queries']} queries")
         for system, row in entry["rows"].items():
             print(f"  {system:<44}" + " ".join(f"{m} {row[m]:.3f}" for m in NAMES))
-        for row in entry.get("contrasts", []):
+        for row in [*entry.get("contrasts", []), *entry.get("contrasts added", [])]:
             print(f"  {row['measure']:8} {row['contrast']:<42} {row['delta']:+.3f} p {row['p']:.4f} Holm {row['holm']}")
     for name, entry in results.get("pisa", {}).items():
         print(f"\n{name}, {entry['dictionary']}: {entry['terms a document']} terms a document")
@@ -75,7 +75,7 @@ def main() -> None:
 def run(bench: Bench, steps: list[str], collections: list[str]) -> None:
     """One step after the other, of one collection after the other."""
     if "train" in steps:
-        for one in [*MAIN, *VARIANTS]:
+        for one in [*MAIN, *VARIANTS, *OTHER_TEXT]:
             bench.dictionary(one)
     for name in collections:
         c = collection(bench.data, name)

@@ -74,6 +74,7 @@ def test_quoted_results_are_the_kept_ones():
     run("benchmarks/agrame_questions.py")
     run("benchmarks/agrame_train.py")
     run("benchmarks/agrame_cite.py")
+    run("benchmarks/latent_terms.py")
 
 
 def test_agreement_of_the_two_readings_is_as_quoted():
