@@ -26,12 +26,11 @@ from latent_scores import (
     terms,
     word_pieces,
 )
-from latent_states import Collection, collection, merged, parts, pool, words
+from latent_states import Collection, States, collection, merged, parts, pool, words
 from scipy.sparse import csr_array, load_npz, save_npz, vstack
 
 import pyterrier_mvret as mv
 from pyterrier_mvret.encoders.sae import TopKSAE
-from pyterrier_mvret.encoders.states import TokenStates
 from pyterrier_mvret.training.sae import SAETrainer
 
 FILE = Path(__file__).resolve().parent / "latent_terms.json"
@@ -142,7 +141,7 @@ class Bench:
     # ------------------------------------------------------------------ dictionaries
 
     @lru_cache(maxsize=1)  # noqa: B019 (there is one bench)
-    def trained_on(self, text: str) -> list[TokenStates]:
+    def trained_on(self, text: str) -> list[States]:
         """States to train on, all in memory."""
         texts = pool(self.data) if text == "pool" else collection(self.data, text).texts
         return [read() for _, read in parts(self.encoder, texts, self.scratch / "states" / text / "document")]
@@ -171,12 +170,12 @@ class Bench:
 
     # ------------------------------------------------------------------ what is computed once a collection
 
-    def parts(self, c: Collection, task: str = "document") -> list[tuple[str, Callable[[], TokenStates]]]:
+    def parts(self, c: Collection, task: str = "document") -> list[tuple[str, Callable[[], States]]]:
         """Of documents or queries, as names and what reads them; parts of a collection share those of the whole."""
         texts = c.texts if task == "document" else c.topics["query"].tolist()
         return parts(self.encoder, texts, self.scratch / "states" / c.folder / task, task)
 
-    def terms(self, c: Collection, name: str, make: Callable[[TokenStates], csr_array], task: str) -> csr_array:
+    def terms(self, c: Collection, name: str, make: Callable[[States], csr_array], task: str) -> csr_array:
         """(texts, terms), kept part by part."""
         folder = self.scratch / "terms" / c.folder / _file(name) / task
         folder.mkdir(parents=True, exist_ok=True)
@@ -201,7 +200,7 @@ class Bench:
         _, read = self.parts(c)[0]
         return round(float(kept(path, lambda: explained(self.dictionary(one), read().states))), 4)
 
-    def _array(self, c: Collection, what: str, task: str, make: Callable[[TokenStates], Any], axis: int = 0) -> Any:
+    def _array(self, c: Collection, what: str, task: str, make: Callable[[States], Any], axis: int = 0) -> Any:
         """What is made of each part, kept part by part."""
         folder = self.scratch / what / c.folder / task
         made = [kept(folder / f"{part}.npy", lambda read=read: make(read())) for part, read in self.parts(c, task)]

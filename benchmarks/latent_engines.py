@@ -12,14 +12,13 @@ import pandas as pd
 import pyterrier as pt
 from latent_bench import DIM, IDFS, MAIN, Bench, per_row
 from latent_scores import NAMES, as_matrix, bm25_scores, frequencies, from_frame, measured, sentence_vectors, unit
-from latent_states import Collection, collection, tokens_per_second
+from latent_states import Collection, States, collection, encoded, tokens_per_second
 from limits import limits
 from scipy.sparse import csr_array, vstack
 
 import pyterrier_mvret as mv
 from pyterrier_mvret import frames
 from pyterrier_mvret.encoders.sae import TopKSAE
-from pyterrier_mvret.encoders.states import TokenStates, token_states
 from pyterrier_mvret.scoring.pooling import pooled_terms
 
 #: where settings of the weighting are compared
@@ -129,8 +128,8 @@ def measured_difference(found: pd.DataFrame, reference: Any, c: Collection) -> f
 def ablations(bench: Bench, c: Collection) -> None:
     """The first dictionary with other weightings, one change at a time."""
     sae = bench.dictionary(MAIN[0])
-    special = bench.encoder.model.tokenizer.all_special_ids
-    latents: dict[str, list[tuple[TokenStates, Any, Any]]] = {}
+    special = [bench.encoder.model.tokenizer.cls_token_id, bench.encoder.model.tokenizer.sep_token_id]
+    latents: dict[str, list[tuple[States, Any, Any]]] = {}
     for task in ("query", "document"):
         latents[task] = []
         for _, read in bench.parts(c, task):
@@ -189,10 +188,10 @@ def speed(bench: Bench) -> None:
     """States, latents and terms a second, and that the rows of this benchmark are what users get."""
     c = collection(bench.data, "vaswani")
     texts = c.texts[:_SPEED_TEXTS]
-    states = token_states(bench.encoder, texts)
+    states = encoded(bench.encoder, texts)
     tokens = len(states.states)
     row: dict[str, Any] = {"tokens": tokens, "limits": limits(1)}
-    row["states a second"] = round(tokens / seconds(lambda: token_states(bench.encoder, texts)))
+    row["states a second"] = round(tokens / seconds(lambda: encoded(bench.encoder, texts)))
     row["latents a second"] = {}
     for latents in (1024, 4096, 16384, 32768):
         sae = TopKSAE.random(DIM, latents, 16, mean=states.states.mean(0))
@@ -215,7 +214,7 @@ def speed(bench: Bench) -> None:
     bench.keep()
 
 
-def checks(bench: Bench, c: Collection, states: TokenStates, latent: mv.LatentTerms) -> dict[str, float]:
+def checks(bench: Bench, c: Collection, states: States, latent: mv.LatentTerms) -> dict[str, float]:
     """Largest differences between what this benchmark computes from states and the package's or the model's own."""
     from sentence_transformers import SentenceTransformer
 
@@ -225,7 +224,7 @@ def checks(bench: Bench, c: Collection, states: TokenStates, latent: mv.LatentTe
     pairs = asked.merge(pd.DataFrame(few), how="cross")
     scored = mv.ColBERT(bench.encoder).text_scorer()(pairs)
     scored = scored.set_index(["qid", "docno"])["score"]
-    queries = token_states(bench.encoder, asked["query"].tolist(), "query")
+    queries = encoded(bench.encoder, asked["query"].tolist(), "query")
     ends = states.offsets[: len(few) + 1]
     mine = mv.scoring.maxsim_matrix(unit(queries.states), queries.offsets, unit(states.states[: ends[-1]]), ends)
     theirs = np.array([[scored[qid, d["docno"]] for d in few] for qid in asked["qid"]])

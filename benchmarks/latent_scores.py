@@ -14,11 +14,10 @@ import pandas as pd
 import torch
 from aligner_contrasts import corrected, randomisation
 from ir_measures import R, nDCG
-from latent_states import Collection
+from latent_states import Collection, States
 from scipy.sparse import csr_array
 
 import pyterrier_mvret as mv
-from pyterrier_mvret.encoders.states import TokenStates
 from pyterrier_mvret.indexes.ranking import ranked
 from pyterrier_mvret.scoring.pooling import pooled_terms
 
@@ -42,7 +41,7 @@ def bm25_scores(queries: csr_array, documents: csr_array, k1: float = 8.0, b: fl
     return scores
 
 
-def terms(sae: Any, states: TokenStates, **pooling: Any) -> csr_array:
+def terms(sae: Any, states: States, **pooling: Any) -> csr_array:
     """(texts, latents) weights of the terms of some texts."""
     activations, ids = (part.numpy() for part in sae.encode(states.states))
     return as_matrix(pooled_terms(activations, ids, states.offsets, **pooling), sae.latents)
@@ -67,7 +66,7 @@ def frequencies(matrix: csr_array) -> Floats:
     return np.bincount(matrix.indices, minlength=matrix.shape[1])
 
 
-def word_pieces(states: TokenStates, width: int) -> csr_array:
+def word_pieces(states: States, width: int) -> csr_array:
     """(texts, vocabulary) counts of the tokeniser's own tokens: what a perfect hash of tokens would be."""
     ones = np.ones(len(states.token_ids), np.float32)
     counts = csr_array((ones, states.token_ids, states.offsets), shape=(len(states.offsets) - 1, width))
@@ -75,7 +74,7 @@ def word_pieces(states: TokenStates, width: int) -> csr_array:
     return counts
 
 
-def sentence_vectors(states: TokenStates) -> Floats:
+def sentence_vectors(states: States) -> Floats:
     """(texts, dim): means over all tokens, of length one, as all-MiniLM-L6-v2 makes them."""
     means = np.add.reduceat(states.states, states.offsets[:-1]) / np.diff(states.offsets)[:, None]
     return unit(means)
@@ -86,7 +85,7 @@ def unit(rows: Floats) -> Floats:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def maxsim(queries: TokenStates, documents: TokenStates) -> Floats:
+def maxsim(queries: States, documents: States) -> Floats:
     """MaxSim of token states scaled to length one."""
     left, right = unit(queries.states), unit(documents.states)
     return mv.scoring.maxsim_matrix(left, queries.offsets, right, documents.offsets)

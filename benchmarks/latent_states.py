@@ -10,13 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyterrier as pt
 
 import pyterrier_mvret as mv
-from pyterrier_mvret.encoders.states import TokenStates, token_states
+from pyterrier_mvret.encoders.states import token_states
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from common import bm25, load
@@ -25,6 +27,20 @@ from common import bm25, load
 POOL = ("hotpot100", "squad-a", "msmarco-dl19-mini")
 #: texts of a kept part
 PART = 1000
+
+
+class States(NamedTuple):
+    """Of several texts, packed.
+
+    Attributes:
+        states: (tokens, dim) float32.
+        offsets: (texts + 1,) int64; text ``i`` owns rows ``offsets[i]:offsets[i + 1]``.
+        token_ids: (tokens,) int32.
+    """
+
+    states: npt.NDArray[np.float32]
+    offsets: npt.NDArray[np.int64]
+    token_ids: npt.NDArray[np.int32]
 
 
 @dataclass
@@ -81,7 +97,7 @@ def pool(data: Path) -> list[str]:
 
 def parts(
     encoder: mv.TokenEncoder, texts: list[str], folder: Path, task: str = "document"
-) -> list[tuple[str, Callable[[], TokenStates]]]:
+) -> list[tuple[str, Callable[[], States]]]:
     """A name for each part of the texts, and what reads its states, which are encoded where ``folder`` lacks them."""
     found = []
     for number, first in enumerate(range(0, len(texts), PART)):
@@ -91,18 +107,24 @@ def parts(
     return found
 
 
-def _states(encoder: mv.TokenEncoder, texts: list[str], path: Path, task: str) -> TokenStates:
+def encoded(encoder: mv.TokenEncoder, texts: list[str], task: Any = "document") -> States:
+    """States now."""
+    found = token_states(encoder, texts, task)
+    return States(found.states, found.offsets, found.token_ids)
+
+
+def _states(encoder: mv.TokenEncoder, texts: list[str], path: Path, task: str) -> States:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         begin = time.perf_counter()
-        found = token_states(encoder, texts, task)  # type: ignore[arg-type]
+        found = encoded(encoder, texts, task)
         seconds = time.perf_counter() - begin
         unfinished = path.with_suffix(".part")
         with unfinished.open("wb") as file:
             np.savez(file, **found._asdict(), seconds=seconds)
         unfinished.replace(path)
     with np.load(path) as kept:
-        return TokenStates(*(kept[name] for name in TokenStates._fields))
+        return States(*(kept[name] for name in States._fields))
 
 
 def tokens_per_second(folder: Path) -> float:
@@ -114,11 +136,11 @@ def tokens_per_second(folder: Path) -> float:
     return round(float(np.median(speeds)))
 
 
-def merged(found: list[TokenStates]) -> TokenStates:
+def merged(found: list[States]) -> States:
     """One of several."""
     ends = np.cumsum([0, *(len(part.states) for part in found)])
     offsets = [part.offsets[1:] + end for part, end in zip(found, ends[:-1], strict=True)]
-    return TokenStates(
+    return States(
         np.concatenate([part.states for part in found]),
         np.concatenate([np.zeros(1, np.int64), *offsets]),
         np.concatenate([part.token_ids for part in found]),
