@@ -24,7 +24,7 @@ from pyterrier_mvret.scoring.pooling import pooled_terms
 #: where settings of the weighting are compared
 ABLATED = ("limit-small", "vaswani", "cranfield")
 #: queries that are timed, and how often each
-TIMED, REPEATS = 100, 3
+TIMED, REPEATS = 50, 3
 _SPEED_TEXTS = 512
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import latent_engines
-from latent_bench import BATCH, COLLECTIONS, FILE, MAIN, OTHER_TEXT, STEPS, VARIANTS, Bench
+from latent_bench import BATCH, COLLECTIONS, FILE, LARGE, MAIN, OTHER_TEXT, STEPS, Bench
 from latent_scores import NAMES
 from latent_states import POOL, collection
 from limits import about
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, help="folder of what is computed once; some 12 GB")
     parser.add_argument("--steps", nargs="+", default=["train", "quality", "pisa", "ablations", "speed"])
     parser.add_argument("--collections", nargs="+", default=COLLECTIONS)
+    parser.add_argument("--large", action="store_true", help="larger dictionaries and collections; hours on a CPU")
     arguments = parser.parse_args()
     results = json.loads(FILE.read_text()) if FILE.exists() else {}
     if arguments.data:
@@ -68,14 +69,18 @@ def main() -> None:
             "latent BM25": "k1 8, b 0.7, sums of activations, square root",
             "hybrids": "of each side's 1,000 best: sum of scores scaled to 0..1 for each query, or 1 / (60 + rank)",
         }
-        run(Bench(arguments.data, arguments.scratch, results), arguments.steps, arguments.collections)
+        bench = Bench(arguments.data, arguments.scratch, results)
+        if arguments.large:
+            bench.variants += LARGE
+            arguments.collections.append("limit-rebuilt/20000")
+        run(bench, arguments.steps, arguments.collections)
     show(results)
 
 
 def run(bench: Bench, steps: list[str], collections: list[str]) -> None:
     """One step after the other, of one collection after the other."""
     if "train" in steps:
-        for one in [*MAIN, *VARIANTS, *OTHER_TEXT]:
+        for one in [*MAIN, *bench.variants, *OTHER_TEXT]:
             bench.dictionary(one)
     for name in collections:
         c = collection(bench.data, name)
