@@ -76,8 +76,6 @@ MAIN = [Dictionary(kind, seed=seed) for kind in ("TopK", "random") for seed in (
 VARIANTS = [
     Dictionary(latents=1024),
     Dictionary("random", latents=1024),
-    Dictionary(latents=8192),
-    Dictionary("random", latents=8192),
     Dictionary(k=8),
     Dictionary(k=32),
     Dictionary("BatchTopK"),
