@@ -267,8 +267,10 @@ class Bench:
         variants = [*(self.variants if c.name in SMALL else []), *(OTHER_TEXT if c.name in OTHER_SEARCHED else [])]
         for one in [*MAIN, *variants]:
             queries, documents = self.latent(c, one)
-            counts = {"terms a document": per_row(documents), "terms a query": per_row(queries)}
+            counts: dict[str, Any] = {"terms a document": per_row(documents), "terms a query": per_row(queries)}
             counts["latents in half of all documents"] = int((frequencies(documents) > len(c.documents) / 2).sum())
+            weights = np.percentile(documents.data, (5, 50, 95)).round(2).tolist()
+            counts["weights in documents, 5, 50 and 95 %"] = weights
             if one.kind != "random":
                 counts["explained"] = self.explained(c, one)
             for idf in IDFS:
