@@ -241,7 +241,7 @@ class Bench:
         for name, scores, more in self._systems(c):
             path = self.scratch / "values" / _file(c.name) / f"{_file(name)}.npy"
             values[name] = kept(path, lambda scores=scores: measured(scores(), c))
-            means = {m: round(float(v), 4) for m, v in zip(NAMES, values[name].mean(0), strict=True)}
+            means = {m: round(float(v), 5) for m, v in zip(NAMES, values[name].mean(0), strict=True)}
             rows[name] = means | more
             self.keep()
         entry["contrasts"] = contrasts(values, PLANNED)

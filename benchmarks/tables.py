@@ -225,7 +225,8 @@ def latent() -> str:
     ways |= {f"Latent Terms, {idf}": f"TopK 4096/16 seed {{}}, {idf}" for idf in ("rsj", "lucene")}
     ways |= {"words + latent": "words + TopK 4096/16 seed {}, rsj, sum", "words + cosine": "words + cosine, sum"}
     lines = [f"| collection | measure | {' | '.join(ways)} |", "|---|---|" + "---:|" * len(ways)]
-    for name, entry in results.items():
+    for name in sorted(results, key=lambda name: not name.startswith("limit")):
+        entry = results[name]
         for measure in ("nDCG@10", "R@100"):
             found = {r["contrast"] for r in entry["contrasts"] if r["measure"] == measure and r["holm"] < 0.05}
             cells = []
