@@ -153,7 +153,9 @@ class _Run:
             raise ValueError("a token state is not finite")
         if not self.number and not self.sae.mean.any():
             with torch.no_grad():
-                self.sae.mean.copy_(self.sae.normed(torch.from_numpy(self.stream.held)).mean(0))
+                parts = self.stream.held
+                total = sum(self.sae.normed(torch.from_numpy(part)).sum(0) for part in parts)
+                self.sae.mean.copy_(total / sum(map(len, parts)))
         for group in self.optimiser.param_groups:
             group["lr"] = self.how.rate(self.number)
         loss, latents, aux = losses(self.sae, states, self.idle > self.how.dead_after, self._k_aux)

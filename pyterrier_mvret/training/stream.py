@@ -37,10 +37,12 @@ class Stream:
         self._rng = np.random.default_rng(seed)
         self._parts: Iterator[npt.NDArray[Any]] = iter(())
         self._start = self._next = self.passes = self.read = 0
-        # the buffer, whether it is all there is, and in which order it is handed out
-        self._held, self._whole, self._order = np.empty((0, 0), np.float32), False, np.empty(0, np.int64)
+        # the buffer as the arrays that came (one of all would be a second copy), where each ends, whether it is all
+        # there is, and in which order its states are handed out
+        self._held: list[Floats] = []
+        self._ends, self._whole, self._order = np.empty(0, np.int64), False, np.empty(0, np.int64)
         self._begun: dict[str, Any] = {}
-        self._left = self._held
+        self._left: Floats = np.empty((0, 0), np.float32)
 
     def __iter__(self) -> Iterator[Floats]:
         return self
@@ -53,21 +55,30 @@ class Stream:
         """
         if not self._begun:
             self._parts = iter(self._states(0))
-            self._fill(self._held)
+            self._fill(self._left)
         elif self._next + self._size > len(self._order):
-            self._fill(self._held[:0] if self._whole else self._held[self._order[self._next :]])
+            self._fill(self._left[:0] if self._whole else self._chosen(self._order[self._next :]))
         chosen = self._order[self._next : self._next + self._size]
         self._next += self._size
-        return self._held[chosen]
+        return self._chosen(chosen)
 
     @property
-    def held(self) -> Floats:
-        """What the buffer holds."""
+    def held(self) -> list[Floats]:
+        """What the buffer holds, in parts."""
         return self._held
 
     @property
     def _size(self) -> int:
-        return min(self._batch, len(self._held))
+        return min(self._batch, len(self._order))
+
+    def _chosen(self, rows: npt.NDArray[np.int64]) -> Floats:
+        """Some states of the buffer, by their numbers."""
+        place = np.searchsorted(self._ends, rows, side="right")
+        chosen = np.empty((len(rows), self._held[0].shape[1]), np.float32)
+        for number in np.unique(place):
+            part, mine = self._held[number], place == number
+            chosen[mine] = part[rows[mine] - (self._ends[number] - len(part))]
+        return chosen
 
     def _fill(self, left: Floats) -> None:
         """Fills the buffer, behind what was left in it, and mixes it."""
@@ -81,12 +92,14 @@ class Stream:
         if self._whole:
             self.passes += 1
         else:
+            self._held = []  # gone before the next states come
             self._held = self._filled(left)
-        if not len(self._held):
+            self._ends = np.cumsum([len(part) for part in self._held], dtype=np.int64)
+        if not self._held:
             raise ValueError("there is no token state to train on")
-        self._order, self._next = self._rng.permutation(len(self._held)), 0
+        self._order, self._next = self._rng.permutation(int(self._ends[-1])), 0
 
-    def _filled(self, left: Floats) -> Floats:
+    def _filled(self, left: Floats) -> list[Floats]:
         parts, count, begun = [left] if len(left) else [], len(left), self._start
         while count < self._capacity:
             part = next(self._parts, None)
@@ -104,7 +117,7 @@ class Stream:
                 self._whole = True
                 break
             self._parts = iter(self._states(0))
-        return np.concatenate(parts) if parts else self._held
+        return parts
 
     def state(self) -> tuple[dict[str, Any], Floats]:
         """Where it is: what can be written as JSON, and the few states that were left of the buffer before."""

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -72,3 +73,20 @@ def test_a_stream_goes_on_where_another_was(sizes, batch, buffers, at):
     other.restore(json.loads(json.dumps(state)), left)
     assert taken(other, 20) == taken(whole, 20)
     assert (other.passes, other.read) == (whole.passes, whole.read)
+
+
+def test_memory_is_that_of_one_buffer():
+    parts, capacity = 60, 20_000
+
+    def states(start):
+        return (np.ones((1000, 128), np.float32) for _ in range(start, parts))
+
+    tracemalloc.start()
+    try:
+        stream = Stream(states, 500, capacity, 0)
+        for _ in range(300):
+            next(stream)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert stream.passes > 1 and peak < 1.3 * capacity * 128 * 4
