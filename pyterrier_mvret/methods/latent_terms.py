@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from copy import copy
+from copy import copy, deepcopy
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -16,7 +16,7 @@ from pyterrier_mvret.encoders.token_encoder import TokenEncoder
 from pyterrier_mvret.model import SETTINGS, encoder_of, saved_settings
 from pyterrier_mvret.scoring.bm25 import BM25
 from pyterrier_mvret.scoring.pooling import Pool, Transform
-from pyterrier_mvret.term_activity import frequencies
+from pyterrier_mvret.term_activity import frequencies, passages_of, size_of
 from pyterrier_mvret.term_meaning import TermMeanings, describe, explain
 from pyterrier_mvret.term_stages import DocTermEncoder, Pooling, QueryTermEncoder, vocabulary
 
@@ -221,16 +221,18 @@ class LatentTerms(Configured):
         """Trains the dictionary on texts, no labels: generic ones rather than those that are searched (the paper).
 
         Args:
-            corpus: texts, or dicts with the text field; a list, a dataset, whatever can be read again from its start.
+            corpus: texts, or dicts with the text field; a list, a frame, whatever can be read again from its start.
                 States stream by: memory holds those of ``buffer_batches`` steps.
             latents: size of the dictionary.
             k: active latents of a token at most.
             text_field: the field with the text.
-            sae: trains this one on, or another kind (BatchTopK, Matryoshka); none makes one of ``latents`` and ``k``.
+            sae: a dictionary of which a copy is trained: one to train on, or of another kind (BatchTopK, Matryoshka);
+                none makes one of ``latents`` and ``k``.
             path: a folder for the model (:meth:`load` reads it), which appears when training is done; until then
                 checkpoints lie beside it.
             resume: go on from the checkpoints of a run with the same settings, or start if there are none; a finished
-                run is opened. The outcome is that of a run that never stopped.
+                run is opened. The outcome is that of a run that never stopped (on a CPU, to the bit), if the corpus is
+                the same: its size and its first texts are compared.
             device: where; none takes an accelerator if there is one.
             verbose: a progress bar with loss, explained variance and dead latents.
             **training: settings of :class:`~pyterrier_mvret.SAETrainer`: ``tokens=``, ``batch_tokens=``,
@@ -240,8 +242,8 @@ class LatentTerms(Configured):
             The model itself; ``history`` has the curves. Stages made before keep the dictionary they had.
 
         Raises:
-            ValueError: a corpus that can be read only once, or without a token; or the run to be resumed had other
-                settings.
+            ValueError: a corpus that can be read only once, has no token, or a document without text; a dictionary of
+                other dimensions than the states; or the run to be resumed had other settings.
             FileExistsError: ``path``, or the checkpoints of an unfinished run, are there, and ``resume`` is not set.
         """
         from sentence_transformers.util import get_device_name
@@ -250,20 +252,22 @@ class LatentTerms(Configured):
         from pyterrier_mvret.training.run import Run
         from pyterrier_mvret.training.sae import SAETrainer
 
-        if iter(corpus) is corpus:
+        def texts() -> Iterator[str]:
+            return (text for _, text in passages_of(corpus, text_field))
+
+        if iter(corpus) is corpus or next(texts(), None) != next(texts(), None):
             raise ValueError("a corpus is read several times: pass a list, or an object whose iter starts anew")
         how = SAETrainer(**training)
-        if sae is None:
-            width = token_states(self.encoder, ["width"], "document", self.layer).states.shape[1]
-            sae = TopKSAE(width, latents, k, seed=how.seed)
-
-        def texts() -> Iterator[str]:
-            return (one if isinstance(one, str) else one[text_field] for one in corpus)
+        width = token_states(self.encoder, ["width"], "document", self.layer).states.shape[1]
+        if sae is not None and sae.dim != width:
+            raise ValueError(f"the dictionary takes states of {sae.dim} dimensions, those of the encoder have {width}")
+        sae = TopKSAE(width, latents, k, seed=how.seed) if sae is None else deepcopy(sae)
 
         def states(start: int) -> Iterable[Any]:
             return streamed(self.encoder, texts(), self.layer, self.special_tokens, start)
 
-        run = Run(None if path is None else Path(path).absolute(), resume, self._record(sae, how, texts()))
+        record = self._record(sae, how, f"{size_of(corpus)} texts, those at the start: {_digest(texts())}")
+        run = Run(None if path is None else Path(path).absolute(), resume, record)
         try:
             if run.finished:
                 assert run.path is not None
@@ -279,17 +283,16 @@ class LatentTerms(Configured):
         self.sae, self.history = sae, history
         return self
 
-    def _record(self, sae: "TopKSAE", how: "SAETrainer", texts: Iterator[str]) -> dict[str, str]:
-        """What decides the outcome of a training run; of the corpus, the texts that it begins with."""
+    def _record(self, sae: "TopKSAE", how: "SAETrainer", corpus: str) -> dict[str, str]:
+        """What decides the outcome of a training run."""
         described = {name: value for name, value in self.encoder.describe().items() if name not in ("name", "revision")}
         described["space"] = described["space"].rpartition("#")[2]  # weights, wherever they were read from
-        first = hashlib.sha256(json.dumps(list(islice(texts, _FIRST_TEXTS))).encode()).hexdigest()[:16]
         return {
             "encoder": json.dumps(described, sort_keys=True),
             "states": f"{self.layer}, special tokens: {self.special_tokens}",
             "dictionary": json.dumps({**sae.settings(), "digest": sae.digest}),
             "training": json.dumps(how.settings()),
-            "corpus begins with": first,
+            "corpus": corpus,
         }
 
     def _with(self, sae: "TopKSAE") -> Self:
@@ -334,3 +337,8 @@ class LatentTerms(Configured):
             raise ValueError(f"{path} was saved by {method}: open it with {method}.load")
         own = {name: settings.pop(name) for name in ("verbose", *saved) if name in settings}
         return cls(TokenEncoder(path / _ENCODER, **settings), path / _SAE, **{**saved, **own})
+
+
+def _digest(texts: Iterator[str]) -> str:
+    """Of the first texts of a corpus."""
+    return hashlib.sha256(json.dumps(list(islice(texts, _FIRST_TEXTS))).encode()).hexdigest()[:16]

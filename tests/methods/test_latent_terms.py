@@ -106,6 +106,45 @@ def test_fitting_is_repeatable_and_lowers_the_error(tiny_encoder):
         LatentTerms(tiny_encoder).doc_encoder()
 
 
+class Once:
+    """A corpus whose second reading goes on where the first stopped."""
+
+    def __init__(self, texts):
+        self.rest = iter(texts)
+
+    def __iter__(self):
+        yield from self.rest
+
+
+def test_a_corpus_is_texts_that_can_be_read_again(tiny_encoder):
+    settings = {"latents": 32, "k": 4, "tokens": 640, "batch_tokens": 64, "device": "cpu", "verbose": False}
+    fit = LatentTerms(tiny_encoder).fit
+    by_list = fit(list(TEXTS.values()), **settings).space
+    assert fit(DOCS, **settings).space == by_list  # a frame, whose iter are its columns
+    assert fit(DOCS.rename(columns={"text": "body"}), text_field="body", **settings).space == by_list
+    for corpus in ("a cat sat", {"d1": "a cat sat"}):
+        with pytest.raises(ValueError, match="a corpus is texts"):
+            fit(corpus, **settings)
+    for corpus in ([None], ["a", None], [{"text": None}], [{"docno": "1"}], [float("nan")], ["\ud800"]):
+        with pytest.raises(ValueError, match="must have a string"):
+            fit(corpus, **settings)
+    with pytest.raises(ValueError, match="read several times"):
+        fit(Once(TEXTS.values()), **settings)
+    for corpus in ([], pd.DataFrame({"docno": [], "text": []})):
+        with pytest.raises(ValueError, match="no token state"):
+            fit(corpus, **settings)
+
+
+def test_a_dictionary_that_is_trained_on_is_copied(latent):
+    model = LatentTerms(latent.encoder, TopKSAE.random(16, latents=64, k=3, seed=1))
+    before, stage = model.dictionary, model.doc_encoder()
+    model.fit(DOCS, sae=before, tokens=640, batch_tokens=64, device="cpu", verbose=False)
+    assert before.digest == latent.dictionary.digest != model.dictionary.digest
+    assert stage(DOCS)["toks"].tolist() == latent.doc_encoder()(DOCS)["toks"].tolist()
+    with pytest.raises(ValueError, match="8 dimensions, those of the encoder have 16"):
+        model.fit(DOCS, sae=TopKSAE(8, latents=64, k=3))
+
+
 class Interrupted:
     """A corpus whose reading stops once."""
 
@@ -118,6 +157,9 @@ class Interrupted:
                 self.after = None
                 raise KeyboardInterrupt
             yield text
+
+    def __len__(self):
+        return len(self.texts)
 
 
 def test_a_training_that_was_stopped_goes_on(tiny_encoder, tmp_path):
@@ -133,6 +175,8 @@ def test_a_training_that_was_stopped_goes_on(tiny_encoder, tmp_path):
         LatentTerms(tiny_encoder).fit(corpus, path=tmp_path / "model", **settings)
     with pytest.raises(ValueError, match="other settings: .*corpus"):
         LatentTerms(tiny_encoder).fit(texts[1:], path=tmp_path / "model", resume=True, **settings)
+    with pytest.raises(ValueError, match="other settings: .*corpus"):  # begins alike
+        LatentTerms(tiny_encoder).fit(texts[:-1], path=tmp_path / "model", resume=True, **settings)
     resumed = LatentTerms(tiny_encoder).fit(corpus, path=tmp_path / "model", resume=True, **settings)
     assert resumed.space == whole.space and not (tmp_path / "model.training").exists()
     opened = LatentTerms.load(tmp_path / "model", device="cpu")

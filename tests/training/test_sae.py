@@ -78,7 +78,20 @@ def test_a_seed_repeats():
     assert runs[0] == runs[1]
 
 
-@pytest.mark.parametrize("settings", [{"tokens": 0}, {"batch_tokens": 0}, {"warmup": 1.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tokens": 0},
+        {"batch_tokens": 0},
+        {"warmup": 1.0},
+        {"clip": 0},
+        {"clip": -1.0},
+        {"aux": -1},
+        {"learning_rate": float("nan")},
+        {"weight_decay": -0.1},
+    ],
+    ids=str,
+)
 def test_settings_that_train_nothing(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         SAETrainer(**settings)
