@@ -14,7 +14,7 @@ _TENSORS, _STATE = "tensors.safetensors", "trainer_state.json"
 
 
 def write(folder: Path, step: int, tensors: "dict[str, Tensor]", about: dict[str, Any]) -> None:
-    """Writes ``checkpoint-<step>`` into a folder, and then removes the older ones.
+    """Writes ``checkpoint-<step>`` into a folder, and then removes the older ones and what killed runs left.
 
     Args:
         folder: made where there is none.
@@ -28,14 +28,17 @@ def write(folder: Path, step: int, tensors: "dict[str, Tensor]", about: dict[str
     scratch = folder / f".checkpoint-{step}.{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, scratch / _TENSORS)
-    _sync(scratch / _TENSORS)
-    state = {"step": step, "sha256": _checksum(scratch / _TENSORS), **about}
-    (scratch / _STATE).write_text(json.dumps(state), encoding="utf-8")
-    _sync(scratch / _STATE)
-    shutil.rmtree(place, ignore_errors=True)
-    scratch.replace(place)
-    for other in folder.glob("checkpoint-*"):
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, scratch / _TENSORS)
+        _sync(scratch / _TENSORS)
+        state = {"step": step, "sha256": _checksum(scratch / _TENSORS), **about}
+        (scratch / _STATE).write_text(json.dumps(state), encoding="utf-8")
+        _sync(scratch / _STATE)
+        shutil.rmtree(place, ignore_errors=True)
+        scratch.replace(place)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    for other in (*folder.glob("checkpoint-*"), *folder.glob(".checkpoint-*")):
         if other != place:
             shutil.rmtree(other)
 
@@ -55,7 +58,7 @@ def last(folder: Path, settings: dict[str, Any]) -> "tuple[int, dict[str, Tensor
     try:
         state = json.loads((place / _STATE).read_text(encoding="utf-8"))
         whole = state["sha256"] == _checksum(place / _TENSORS)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{place} cannot be read ({error}): remove it to start anew") from error
     if not whole:
         raise ValueError(f"{place} is damaged: remove it to start anew")
