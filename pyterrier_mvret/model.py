@@ -149,16 +149,7 @@ class TokenModel(Configured, ABC):
             FileNotFoundError: the folder was not written by :meth:`save`.
             ValueError: it was, by another method; or its settings are damaged, or of another version.
         """
-        saved = saved_settings(str(path))
-        name = cls.__name__
-        if saved is None:
-            raise FileNotFoundError(f"{path} holds no {SETTINGS}: open a checkpoint with {name}(path)")
-        if saved["method"] != name:
-            raise ValueError(f"{path} was saved by {saved['method']}: open it with {saved['method']}.load")
-        saved.pop("method")
-        strange = sorted(set(saved) ^ ({p.name for p in cls._parameters()} - {"encoder"}))
-        if strange:
-            raise ValueError(f"{Path(path) / SETTINGS} is not of {name}: missing or unknown: {', '.join(strange)}")
+        saved = settings_of(cls, path, {p.name for p in cls._parameters()} - {"encoder"})
         own = {key: settings.pop(key) for key in ("verbose", *saved) if key in settings}
         make: Any = cls
         return make(TokenEncoder(path, **settings), **{**cls._arguments(saved), **own})
@@ -175,6 +166,20 @@ def encoder_of(encoder: Any, settings: dict[str, Any]) -> TokenEncoder:
     if settings:
         raise ValueError(f"{', '.join(settings)}: set on the TokenEncoder that was passed, not beside it")
     return encoder
+
+
+def settings_of(method: type, path: str | Path, names: set[str]) -> dict[str, Any]:
+    """The settings that a model of a method was saved with; see :meth:`TokenModel.load` for what it raises."""
+    saved = saved_settings(str(path))
+    name = method.__name__
+    if saved is None:
+        raise FileNotFoundError(f"{path} holds no {SETTINGS}: open a checkpoint with {name}(path)")
+    by = saved.pop("method")
+    if by != name:
+        raise ValueError(f"{path} was saved by {by}: open it with {by}.load")
+    if strange := sorted(set(saved) ^ names):
+        raise ValueError(f"{Path(path) / SETTINGS} is not of {name}: missing or unknown: {', '.join(strange)}")
+    return saved
 
 
 def saved_settings(name: Any) -> dict[str, Any] | None:

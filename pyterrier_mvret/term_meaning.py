@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from pyterrier_mvret import frames
 from pyterrier_mvret.indexes.sparse_stages import checked_weighting
 from pyterrier_mvret.scoring.bm25 import BM25, idf
 from pyterrier_mvret.term_activity import (
@@ -56,6 +57,10 @@ class TermMeanings:
 
     def __len__(self) -> int:
         return len(self.terms)
+
+    def __iter__(self) -> Iterator[str]:
+        """The terms, as of a dict."""
+        return iter(self.terms["term"])
 
     def __getitem__(self, term: str) -> "TermMeanings":
         """That of one term."""
@@ -114,7 +119,7 @@ class _Hit(NamedTuple):
     def words(self) -> list[str]:
         """What fires it, the strongest first."""
         order = sorted(range(len(self.spans)), key=lambda i: (-self.activations[i], i))
-        return list(dict.fromkeys(self.text[slice(*self.spans[i])].strip() for i in order))
+        return list(dict.fromkeys(self.text[slice(*self.spans[i])] for i in order))
 
 
 class _Tally:
@@ -142,8 +147,8 @@ class _Tally:
         least = np.array([hits[-1].weight if len(hits) == self.passages else 0.0 for hits in self.best])
         for i in np.flatnonzero(weights >= least[places]):
             mine = rows[starts[i] : starts[i + 1] if i + 1 < len(starts) else len(rows)]
-            runs = _merged(found.spans[mine], found.activations[mine])
             docno, text = block[texts[i]]
+            runs = _merged(text, found.spans[mine], found.activations[mine])
             self._offer(int(places[i]), _Hit(float(weights[i]), docno, text, *runs))
 
     def _add_tokens(self, found: Fired) -> None:
@@ -160,21 +165,25 @@ class _Tally:
         self.best[place] = hits[: self.passages]
 
 
-def _merged(spans: Array, activations: Array) -> tuple[list[Span], list[float]]:
+def _merged(text: str, spans: Array, activations: Array) -> tuple[list[Span], list[float]]:
     """Spans of tokens as runs of characters, each with its largest activation.
 
-    Pieces of one word are one run; what stands for no text is none.
+    Pieces of one word are one run. Blanks, which byte-level tokens begin with, are of no run; what stands for no text,
+    or for blanks alone, is none.
 
-    >>> _merged(np.array([[0, 0], [4, 8], [8, 9], [12, 14]]), np.array([5.0, 1.0, 2.0, 3.0]))
-    ([(4, 9), (12, 14)], [2.0, 3.0])
+    >>> _merged("the cats ran", np.array([[0, 0], [3, 7], [7, 8], [8, 12]]), np.array([5.0, 1.0, 2.0, 3.0]))
+    ([(4, 8), (9, 12)], [2.0, 3.0])
     """
     runs: list[Span] = []
     largest: list[float] = []
     for (start, end), activation in zip(spans.tolist(), activations.tolist(), strict=True):
-        if start == end:
+        bare = text[start:end].strip()
+        if not bare:
             continue
+        start += text[start:end].index(bare)
+        end = start + len(bare)
         if runs and start <= runs[-1][1]:
-            runs[-1], largest[-1] = (runs[-1][0], end), max(largest[-1], activation)
+            runs[-1], largest[-1] = (runs[-1][0], max(runs[-1][1], end)), max(largest[-1], activation)
         else:
             runs.append((start, end))
             largest.append(activation)
@@ -270,6 +279,9 @@ def explain(
 ) -> pd.DataFrame:
     """The terms that a query and a text share, and what each adds; see :meth:`LatentTerms.explain`."""
     weighting, pooling = checked_weighting(weighting), model.pooling
+    for what, one in (("query", query), ("text", text)):
+        if not frames.is_text(one):
+            raise ValueError(f"the {what} must be a string of valid Unicode, got {one!r}")
     asked, told = fired(model, [query], "query"), fired(model, [text], "document")
     _, of_query, query_weights = asked.terms(pooling, model.top_query)
     _, of_text, weights = told.terms(pooling, model.top_doc)

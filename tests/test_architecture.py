@@ -19,7 +19,7 @@ ALLOWED = {
     "unit_stages": {"encoders", "indexes", "scoring", "component", "frames"},
     "term_stages": {"encoders", "scoring", "component", "frames"},
     "term_activity": {"term_stages", "encoders", "scoring", "frames"},
-    "term_meaning": {"term_activity", "term_stages", "encoders", "indexes", "scoring"},
+    "term_meaning": {"frames", "term_activity", "term_stages", "encoders", "indexes", "scoring"},
     "citation": {"encoders", "frames"},
     "citation_stages": {"citation", "encoders", "indexes", "scoring", "component", "frames"},
     "model": {"encoders", "training", "scoring", "component", "explain"},

@@ -1,5 +1,6 @@
 """What terms fire on, how often, and what two texts share: against loops over tokens, and against an index's scores."""
 
+import itertools
 import math
 from collections import defaultdict
 from types import SimpleNamespace
@@ -16,7 +17,8 @@ from pyterrier_mvret.methods.latent_terms import LatentTerms
 from pyterrier_mvret.scoring import BM25
 from pyterrier_mvret.scoring.pooling import _TRANSFORMS
 from pyterrier_mvret.term_activity import passages_of, readable
-from tests.encoders.tokenizers import byte_bpe
+from pyterrier_mvret.term_meaning import _merged
+from tests.encoders.tokenizers import FAMILIES, byte_bpe
 
 WORDS = ["a", "cat", "sat", "on", "the", "mat", "dog", "ran", "fast", "blue", "sky", "rain", "fell", "cats", "dogs"]
 
@@ -169,8 +171,27 @@ def test_printed_and_drawn(latent):
     shown = sum(end <= one["spans"][int(strong.argmax())][0] + 180 for (_, end), on in zip(one["spans"], strong) if on)
     assert 0 < shown <= page.count("<mark>") <= strong.sum()
     assert "&lt;d&gt;" in page and "<b>" not in page and "<mark>mat</mark>" in page
+    assert list(told) == told.terms["term"].tolist() and mat in told and "z9999" not in told
     with pytest.raises(KeyError):
         told["z9999"]
+
+
+@pytest.mark.parametrize(
+    "text", ["blue sky rain", "naïve  日本語 😀\n coöperation", "שלום עולם مرحبا", "e\u0301 👩‍👩‍👧 x"]
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_words_that_stand_side_by_side_are_marked_apart(tmp_path, family, text):
+    found = FAMILIES[family](tmp_path)(text, return_offsets_mapping=True)
+    spans = np.array(found["offset_mapping"])
+    runs, largest = _merged(text, spans, np.arange(len(spans), dtype=float))
+    marked = [text[start:end] for start, end in runs]
+    assert all(run == run.strip() and run for run in marked) and runs == sorted(runs)
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(runs))
+    covered = {c for start, end in runs for c in range(start, end)}
+    assert covered == {c for start, end in spans for c in range(start, end) if not text[c].isspace()}
+    assert len(largest) == len(runs)
+    if family in ("bytes", "bytes, prefix"):  # others leave signs out, or have runs of unknown ones
+        assert marked == text.split()
 
 
 @pytest.mark.parametrize("transform", _TRANSFORMS)
@@ -234,6 +255,11 @@ def test_bad_input_is_named(latent, index):
             latent.describe([term], DOCS)
     with pytest.raises(ValueError, match="at least 1"):
         latent.describe("z1", DOCS, passages=0)
+    for one in (None, float("nan"), "\ud800"):
+        with pytest.raises(ValueError, match="the text must be a string"):
+            latent.explain("a", one)
+        with pytest.raises(ValueError, match="the query must be a string"):
+            latent.explain(one, "a", index)
     for corpus in ("a text", {"d1": "a text"}):
         with pytest.raises(ValueError, match="a corpus is texts"):
             latent.frequencies(corpus)

@@ -13,7 +13,7 @@ import pandas as pd
 from pyterrier_mvret.component import Configured
 from pyterrier_mvret.encoders.states import Layer, streamed, token_states
 from pyterrier_mvret.encoders.token_encoder import TokenEncoder
-from pyterrier_mvret.model import SETTINGS, encoder_of, saved_settings
+from pyterrier_mvret.model import SETTINGS, encoder_of, saved_settings, settings_of
 from pyterrier_mvret.scoring.bm25 import BM25
 from pyterrier_mvret.scoring.pooling import Pool, Transform
 from pyterrier_mvret.term_activity import frequencies, passages_of, size_of
@@ -81,6 +81,9 @@ class LatentTerms(Configured):
 
             sae = TopKSAE.load(sae)
         Pooling(layer, special_tokens, pool, transform, prefix)  # says at once what is no word
+        saved = saved_settings(str(encoder)) if isinstance(encoder, str | Path) else None
+        if saved is not None and saved["method"] == type(self).__name__:
+            raise ValueError(f"{encoder} is a saved model: open it with {type(self).__name__}.load")
         self.encoder, self.sae = encoder_of(encoder, settings), sae
         self.layer, self.special_tokens = layer, special_tokens
         self.pool, self.transform, self.prefix = pool, transform, prefix
@@ -195,7 +198,7 @@ class LatentTerms(Configured):
             neither ``idf`` nor ``tf``.
 
         Raises:
-            ValueError: an index of another vocabulary.
+            ValueError: an index of another vocabulary, or what is no text.
 
         >>> import pyterrier_mvret as mv
         >>> latent = LatentTerms(mv.models.MINILM, mv.TopKSAE.random(384, latents=1024, k=8))
@@ -326,15 +329,10 @@ class LatentTerms(Configured):
 
         Raises:
             FileNotFoundError: the folder was not written by :meth:`save`.
-            ValueError: it was, by another method, or is damaged.
+            ValueError: it was, by another method; or its settings are damaged, or of another version.
         """
         path = Path(path)
-        saved = saved_settings(str(path))
-        if saved is None:
-            raise FileNotFoundError(f"{path} holds no {SETTINGS}")
-        method = saved.pop("method")
-        if method != cls.__name__:
-            raise ValueError(f"{path} was saved by {method}: open it with {method}.load")
+        saved = settings_of(cls, path, {p.name for p in cls._parameters()} - {"encoder", "sae"})
         own = {name: settings.pop(name) for name in ("verbose", *saved) if name in settings}
         return cls(TokenEncoder(path / _ENCODER, **settings), path / _SAE, **{**saved, **own})
 

@@ -1,5 +1,7 @@
 """Latent Terms from text to ranking, with a random dictionary: what needs no training."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -206,6 +208,23 @@ def test_files(latent, tmp_path):
     assert again.doc_encoder()(DOCS)["toks"].tolist()[0] == pytest.approx(latent.doc_encoder()(DOCS)["toks"][0])
     with pytest.raises(FileNotFoundError):
         LatentTerms.load(tmp_path)
+
+
+def test_settings_of_another_version_or_folder(latent, tmp_path):
+    latent.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"open it with LatentTerms\.load"):
+        LatentTerms(tmp_path / "model")
+    file = tmp_path / "model" / "pyterrier_mvret.json"
+    saved = json.loads(file.read_text())
+    for other, strange in (({**saved, "newer": 1}, "newer"), ({**saved, "pool": None}, None), (dict(saved), "pool")):
+        if strange == "pool":
+            del other["pool"]
+        file.write_text(json.dumps(other))
+        with pytest.raises(ValueError, match=strange or "pool must be"):
+            LatentTerms.load(tmp_path / "model")
+    file.write_text(json.dumps({**saved, "method": "ColBERT"}))
+    with pytest.raises(ValueError, match=r"ColBERT\.load"):
+        LatentTerms.load(tmp_path / "model")
 
 
 def test_nothing_in_nothing_out(latent):
