@@ -14,7 +14,7 @@ _TENSORS, _STATE = "tensors.safetensors", "trainer_state.json"
 
 
 def write(folder: Path, step: int, tensors: "dict[str, Tensor]", about: dict[str, Any]) -> None:
-    """Writes ``checkpoint-<step>`` into a folder, and then removes the older ones and what killed runs left.
+    """Writes ``checkpoint-<step>`` into a folder, and then removes the older ones; before, what killed runs left.
 
     Args:
         folder: made where there is none.
@@ -26,7 +26,8 @@ def write(folder: Path, step: int, tensors: "dict[str, Tensor]", about: dict[str
 
     place = folder / f"checkpoint-{step}"
     scratch = folder / f".checkpoint-{step}.{os.getpid()}"
-    shutil.rmtree(scratch, ignore_errors=True)
+    for left in folder.glob(".checkpoint-*"):
+        shutil.rmtree(left)
     scratch.mkdir(parents=True)
     try:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, scratch / _TENSORS)
@@ -38,7 +39,7 @@ def write(folder: Path, step: int, tensors: "dict[str, Tensor]", about: dict[str
         scratch.replace(place)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    for other in (*folder.glob("checkpoint-*"), *folder.glob(".checkpoint-*")):
+    for other in folder.glob("checkpoint-*"):
         if other != place:
             shutil.rmtree(other)
 

@@ -159,8 +159,8 @@ class _Run:
         if not self.number and not self.sae.mean.any():
             with torch.no_grad():
                 parts = self.stream.held
-                total = sum(self.sae.normed(torch.from_numpy(part)).sum(0) for part in parts)
-                self.sae.mean.copy_(total / sum(map(len, parts)))
+                sums = torch.stack([self.sae.normed(torch.from_numpy(part)).sum(0) for part in parts])
+                self.sae.mean.copy_(sums.sum(0) / sum(map(len, parts)))
         for group in self.optimiser.param_groups:
             group["lr"] = self.how.rate(self.number)
         loss, latents, aux = losses(self.sae, states, self.idle > self.how.dead_after, self._k_aux)
@@ -174,14 +174,15 @@ class _Run:
         self.optimiser.step()
         with torch.no_grad():
             self.sae.decoder.copy_(F.normalize(self.sae.decoder, dim=1))
-            self._watch(latents.ids[latents.activations > 0], len(states))
-            if self.sae.budget == "batch":
-                least = latents.activations[latents.activations > 0].min()
+            active = latents.activations > 0
+            self._watch(latents.ids[active], len(states))
+            if self.sae.budget == "batch" and active.any():
+                least = latents.activations[active].min()
                 self.sae.threshold += (least - self.sae.threshold) * (1 if not self.number else 0.01)
         self.number += 1
         self._tokens += len(states)
         if self.number % self._every == 0 or self.number == self.how.steps:
-            self._note(loss, aux, (latents.activations > 0).sum() / len(states))
+            self._note(loss, aux, active.sum() / len(states))
 
     @property
     def _k_aux(self) -> int:

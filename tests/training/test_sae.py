@@ -168,3 +168,11 @@ def test_the_mean_begins_at_that_of_the_buffer():
     history = SAETrainer(tokens=64, batch_tokens=64, learning_rate=0.0).fit(sae, lambda start: [states][start:])
     np.testing.assert_allclose(sae.mean.detach(), states.mean(0), rtol=1e-5)
     assert history[["tokens", "unique", "passes"]].iloc[-1].tolist() == [64, 1000, 1]
+
+
+@pytest.mark.parametrize("budget", ["token", "batch"])
+def test_states_that_are_all_alike(budget):
+    sae = TopKSAE(4, latents=8, k=2, budget=budget)
+    trainer = SAETrainer(tokens=64, batch_tokens=16)
+    history = trainer.fit(sae, lambda start: [np.ones((40, 4), np.float32)][start:], verbose=False)
+    assert np.isfinite(history["loss"]).all() and history["active"].iloc[0] == 0
