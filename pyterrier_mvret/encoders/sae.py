@@ -26,17 +26,15 @@ from pyterrier_mvret import frames
 Budget = Literal["token", "batch"]
 # numbers of a dense (tokens, latents) array that is held at once
 _AT_ONCE = 1 << 24
-# a batch's budget is spent among so many times k latents of each token
-_SPARE = 4
 _FORMAT = 1
 
 
 class Latents(NamedTuple):
-    """The active latents of tokens: at most ``most`` each, the rest of a row is zeros.
+    """The active latents of tokens: at most k each (BatchTopK: however many), the rest of a row is zeros.
 
     Attributes:
-        activations: (tokens, most) float32, at least 0, the largest first.
-        ids: (tokens, most) int64; of an activation of 0 it means nothing.
+        activations: (tokens, k) float32, at least 0, the largest first.
+        ids: (tokens, k) int64; of an activation of 0 it means nothing.
     """
 
     activations: Tensor
@@ -53,9 +51,8 @@ class TopKSAE(nn.Module):
         dim: dimensions of a token state.
         latents: size of the dictionary; the paper's 32,768 is of the order of a tokeniser's vocabulary.
         k: active latents of a token at most.
-        budget: ``"token"``, or ``"batch"``: BatchTopK, which spends ``k`` a token on average over a batch in training
-            (no token takes more than four times as many), and afterwards keeps the values above a threshold that
-            training has found.
+        budget: ``"token"``, or ``"batch"``: BatchTopK, which spends ``k`` a token on average over a batch in training,
+            and afterwards keeps the values above a threshold that training has found.
         prefixes: sizes of nested dictionaries that each are to reconstruct (Matryoshka); none for the whole alone.
         input_norm: ``"layer"`` takes a state's mean away and divides by its deviation first (Gao et al. do; for Latent
             Terms it is not said); then the length of a state no longer adds to the weight of its terms.
@@ -118,11 +115,6 @@ class TopKSAE(nn.Module):
 
     # ------------------------------------------------------------------ encoding
 
-    @property
-    def most(self) -> int:
-        """Active latents that a token can have: ``k``, or with a batch's budget some times as many."""
-        return self.k if self.budget == "token" else min(self.latents, _SPARE * self.k)
-
     @torch.no_grad()
     def encode(self, states: "Tensor | npt.NDArray[Any]") -> Latents:
         """Active latents of token states, some tokens at a time: no dense (tokens, latents) array stays.
@@ -142,16 +134,18 @@ class TopKSAE(nn.Module):
         step = max(1, _AT_ONCE // self.latents)
         with torch.autocast(states.device.type, enabled=False):
             parts = [self._encoded(part.float()) for part in states.split(step)]
-        return Latents(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        width = max(part.ids.shape[1] for part in parts)
+        wide = [[F.pad(field, (0, width - field.shape[1])) for field in part] for part in parts]
+        return Latents(*map(torch.cat, zip(*wide, strict=True)))
 
     def _encoded(self, states: Tensor) -> Latents:
         if not states.isfinite().all():
             raise ValueError("a token state is not finite")
-        values, ids = self.activations(self.centred(states)).topk(self.most, dim=1)
-        values = values.clamp(min=0)
-        if self.budget == "batch":
-            values = values * (values >= self.threshold)
-        return Latents(values, ids)
+        activations = self.activations(self.centred(states))
+        if self.budget == "batch" and self.threshold > 0:  # else it was never trained
+            return reaching(activations, self.threshold)
+        values, ids = activations.topk(self.k, dim=1)
+        return Latents(values.clamp(min=0), ids)
 
     def centred(self, states: Tensor) -> Tensor:
         """(tokens, dim) float32 as the dictionary sees them: normed where it is so, without the mean."""
@@ -245,6 +239,13 @@ class TopKSAE(nn.Module):
         sae = cls(**json.loads(settings))
         sae.load_state_dict(weights)
         return sae.to(device) if device is not None else sae
+
+
+def reaching(activations: Tensor, least: Tensor) -> Latents:
+    """The activations above 0 that reach a value; as wide as the token that has most of them."""
+    counts = ((activations >= least) & (activations > 0)).sum(1)
+    values, ids = activations.topk(max(1, int(counts.max())) if len(counts) else 1, dim=1)
+    return Latents(values.clamp(min=0) * (values >= least), ids)
 
 
 def _digest(weights: dict[str, Tensor], told: str = "") -> str:

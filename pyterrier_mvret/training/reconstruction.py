@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its common name)
 from torch import Tensor, nn
 
-from pyterrier_mvret.encoders.sae import Latents, TopKSAE
+from pyterrier_mvret.encoders.sae import Latents, TopKSAE, reaching
 
 
 def losses(sae: TopKSAE, states: Tensor, dead: Tensor, k_aux: int) -> tuple[Tensor, Latents, Tensor]:
@@ -27,29 +27,27 @@ def losses(sae: TopKSAE, states: Tensor, dead: Tensor, k_aux: int) -> tuple[Tens
     centred = target - sae.mean
     with torch.no_grad():
         dense = sae.activations(centred)
-        ids = _selected(sae, dense)
-    values = Chosen.apply(centred, sae.encoder, sae.encoder_bias, ids[0], dense.gather(1, ids[0])).clamp(min=0)
-    if ids[1] is not None:
-        values = values * ids[1]
-    latents = Latents(values, ids[0])
+        chosen = _selected(sae, dense)
+        del dense
+    values = Chosen.apply(centred, sae.encoder, sae.encoder_bias, chosen.ids, chosen.activations)
+    latents = Latents(values * (chosen.activations > 0), chosen.ids)
     variance = (target - target.mean(0)).square().sum(1).mean().clamp(min=1e-12)
     restored = sae.decode(latents)
     loss = (target - restored).square().sum(1).mean() / variance
     for size in sae.prefixes:
-        part = Latents(values * (latents.ids < size), latents.ids)
+        part = Latents(latents.activations * (latents.ids < size), latents.ids)
         loss = loss + (target - sae.decode(part)).square().sum(1).mean() / variance
     loss = loss / (1 + len(sae.prefixes))
     aux = _aux(sae, centred, (target - restored).detach(), dead, k_aux)
-    return loss, Latents(values.detach(), latents.ids), aux
+    return loss, chosen, aux
 
 
-def _selected(sae: TopKSAE, dense: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(tokens, some) ids of the largest activations, and which of them are within a batch's budget."""
-    if sae.budget == "token":
-        return dense.topk(sae.k, dim=1).indices, None
-    values, ids = dense.topk(sae.most, dim=1)
-    least, _ = values.flatten().topk(sae.k * len(values))
-    return ids, values >= least[-1]
+def _selected(sae: TopKSAE, dense: Tensor) -> Latents:
+    """The largest activations, of each token or of the batch."""
+    if sae.budget == "batch":
+        return reaching(dense, dense.flatten().topk(sae.k * len(dense), sorted=False).values.min())
+    values, ids = dense.topk(sae.k, dim=1)
+    return Latents(values.clamp(min=0), ids)
 
 
 def _aux(sae: TopKSAE, centred: Tensor, rest: Tensor, dead: Tensor, k_aux: int) -> Tensor:
