@@ -41,7 +41,8 @@ class LatentTerms(Configured):
 
     Args:
         encoder: a :class:`TokenEncoder`, or what its first argument may be; single-vector models serve as well.
-        sae: a trained dictionary, or the file of one; none until :meth:`fit` trains one.
+        sae: a trained dictionary, or the file of one, which is opened on the encoder's device; none until :meth:`fit`
+            trains one.
         layer: which states: ``"last_hidden_state"`` (before a multi-vector model's projection), or ``"projected"``.
         special_tokens: whether markers, [CLS], [SEP] count. The paper does not say; replications that match its
             numbers keep them.
@@ -76,15 +77,18 @@ class LatentTerms(Configured):
         verbose: bool = False,
         **settings: Any,
     ):
-        if isinstance(sae, str | Path):
-            from pyterrier_mvret.encoders.sae import TopKSAE
-
-            sae = TopKSAE.load(sae)
-        Pooling(layer, special_tokens, pool, transform, prefix)  # says at once what is no word
         saved = saved_settings(str(encoder)) if isinstance(encoder, str | Path) else None
         if saved is not None and saved["method"] == type(self).__name__:
             raise ValueError(f"{encoder} is a saved model: open it with {type(self).__name__}.load")
-        self.encoder, self.sae = encoder_of(encoder, settings), sae
+        encoder = encoder_of(encoder, settings)
+        if isinstance(sae, str | Path):
+            from sentence_transformers.util import get_device_name
+
+            from pyterrier_mvret.encoders.sae import TopKSAE
+
+            sae = TopKSAE.load(sae, encoder.device or get_device_name())
+        Pooling(layer, special_tokens, pool, transform, prefix)  # says at once what is no word
+        self.encoder, self.sae = encoder, sae
         self.layer, self.special_tokens = layer, special_tokens
         self.pool, self.transform, self.prefix = pool, transform, prefix
         self.top_doc, self.top_query, self.verbose = top_doc, top_query, verbose

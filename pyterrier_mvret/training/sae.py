@@ -108,7 +108,7 @@ class SAETrainer:
             One row for about every hundredth of the steps: ``step``, ``tokens`` (presented), ``unique`` (different ones
             read so far), ``passes`` (how often the end of the corpus was reached), ``loss`` (squared error over
             variance), ``explained`` (1 minus it), ``aux``, ``dead``, ``active`` (latents of a token), ``rate``, and
-            ``tokens_per_second``, waiting for states included.
+            ``tokens_per_second``, waiting for states included. Of nested dictionaries ``loss`` is their mean.
 
         Raises:
             ValueError: no state at all, one that is not finite, a loss that is not, or a checkpoint of other settings.
