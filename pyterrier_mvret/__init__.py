@@ -17,6 +17,8 @@ _PUBLIC = {
     "AGRaME": "pyterrier_mvret.methods.agrame",
     "Aligner": "pyterrier_mvret.methods.aligner",
     "ColBERT": "pyterrier_mvret.methods.colbert",
+    "Laspar": "pyterrier_mvret.methods.laspar",
+    "LatentSettings": "pyterrier_mvret.encoders.latents",
     "LatentTerms": "pyterrier_mvret.methods.latent_terms",
     "MultiVecIndex": "pyterrier_mvret.indexes.multivec",
     "Paragraphs": "pyterrier_mvret.encoders.splitters",
@@ -47,6 +49,7 @@ __all__ = [*_PUBLIC, "__version__"]
 if TYPE_CHECKING:
     from pyterrier_mvret import citation, datasets, explain, scoring, training
     from pyterrier_mvret.encoders import heads, importance, models
+    from pyterrier_mvret.encoders.latents import LatentSettings
     from pyterrier_mvret.encoders.sae import TopKSAE
     from pyterrier_mvret.encoders.splitters import Paragraphs, Phrases, Sentences
     from pyterrier_mvret.encoders.token_batch import TokenBatch
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     from pyterrier_mvret.methods.agrame import AGRaME
     from pyterrier_mvret.methods.aligner import Aligner
     from pyterrier_mvret.methods.colbert import ColBERT
+    from pyterrier_mvret.methods.laspar import Laspar
     from pyterrier_mvret.methods.latent_terms import LatentTerms
     from pyterrier_mvret.scoring.strategies import Soft, TopK, TopP
     from pyterrier_mvret.training.sae import SAETrainer

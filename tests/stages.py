@@ -6,6 +6,7 @@ import pandas as pd
 
 import pyterrier_mvret as mv
 from pyterrier_mvret.encoders.stages import TextScorer
+from tests.encoders.test_latents import with_latents
 from tests.encoders.test_salience import with_heads
 
 TEXTS = {"d1": "a cat sat on the mat", "d2": "the sky is blue", "d3": "a dog ran fast in the rain", "d4": ""}
@@ -26,6 +27,7 @@ class Counting(mv.TokenEncoder):
 def made(tiny, folder) -> SimpleNamespace:
     """Models and their indexes: a plain one, and one that prunes and weighs tokens."""
     with_heads(tiny).save(folder / "salient")
+    with_latents(tiny).save(folder / "latents")
     parts = SimpleNamespace(
         colbert=mv.ColBERT(Counting(tiny, device="cpu")),
         aligner=mv.Aligner(
@@ -36,6 +38,7 @@ def made(tiny, folder) -> SimpleNamespace:
     )
     corpus = [{"docno": d, "text": t} for d, t in TEXTS.items()]
     parts.latent = mv.LatentTerms(parts.colbert.encoder, mv.TopKSAE.random(16, latents=32, k=3))
+    parts.laspar = mv.Laspar(folder / "latents", device="cpu")
     parts.agrame = mv.AGRaME(parts.colbert.encoder, unit=mv.Phrases(3))
     (parts.colbert.doc_encoder() >> parts.index).index(corpus)
     (parts.aligner.doc_encoder() >> parts.weighed).index(corpus)
@@ -192,6 +195,24 @@ STAGES |= {
         lambda p: mv.LatentTerms(p.latent.encoder, p.latent.sae, pool="max").doc_encoder(),
         lambda p: results(),
         {"toks", "toks_encoder"},
+    ),
+    "QueryTermEncoder, of a head": (
+        lambda p: p.laspar.query_encoder(),
+        lambda p: mv.Laspar(p.laspar.encoder.name, k_query=2).query_encoder(),
+        lambda p: queries(),
+        {"query_toks", "query_toks_encoder"},
+    ),
+    "DocTermEncoder, of a head": (
+        lambda p: p.laspar.doc_encoder(),
+        lambda p: p.laspar.doc_encoder("title"),
+        lambda p: results(),
+        {"toks", "toks_encoder"},
+    ),
+    "TermScorer": (
+        lambda p: p.laspar.text_scorer(),
+        lambda p: mv.Laspar(p.laspar.encoder.name, k_doc=2).text_scorer(),
+        lambda p: results(),
+        set(),
     ),
     "SparseRetriever": (
         lambda p: p.pisa.bm25(),

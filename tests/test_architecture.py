@@ -34,6 +34,7 @@ ALLOWED = {
 # files that define subclasses of torch's classes: they import torch, and are imported only inside of functions
 MODULES = {
     "pyterrier_mvret.encoders.attention",
+    "pyterrier_mvret.encoders.latent_head",
     "pyterrier_mvret.encoders.own_module",
     "pyterrier_mvret.encoders.projection",
     "pyterrier_mvret.encoders.sae",

@@ -80,6 +80,9 @@ def test_2_empty_in_same_columns_out_nothing_loaded(case, tmp_path):
         if modules.is_file():  # what a checkpoint says it is made of may be read, but there is nothing more of it
             shutil.copy(modules, tmp_path)
         fresh.encoder = mv.TokenEncoder(tmp_path if modules.is_file() else "no/such/model")
+    if "vocabulary" in vars(fresh):
+        fresh.vocabulary = copy.copy(fresh.vocabulary)
+        fresh.vocabulary.encoder = mv.TokenEncoder("no/such/model")
     if getattr(fresh, "model", None) is not None:
         fresh.model = mv.ColBERT("no/such/model")
     if getattr(fresh, "source", None) is not None:

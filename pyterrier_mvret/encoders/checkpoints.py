@@ -29,6 +29,7 @@ _METADATA = "artifact.metadata"
 # the modules of this package that checkpoints name
 _OWN = "pyterrier_mvret.encoders.projection.Projection"
 SALIENCE = "pyterrier_mvret.encoders.salience_heads.SalienceHeads"
+LATENTS = "pyterrier_mvret.encoders.latent_head.LatentHead"
 _PROJECTION = "linear.weight"  # where Stanford checkpoints keep the projection, beside the backbone's weights
 
 
@@ -84,7 +85,7 @@ def detect(folder: Path) -> Layout:
         return "native"
     if model_type in ("SparseEncoder", "CrossEncoder") or kinds & {"SpladePooling", "MLMTransformer", "LogitScore"}:
         raise ValueError(f"{folder} holds a {model_type or 'sparse encoder'}, which has no token vectors to score")
-    own = any(m["type"] in (_OWN, SALIENCE) for m in modules)
+    own = any(m["type"] in (_OWN, SALIENCE, LATENTS) for m in modules)
     if own and "Pooling" not in kinds and model_type != "ColBERT":
         return "native"  # nothing else writes this module, whatever became of the file that says so
     has_dense = (own or "Dense" in kinds) and "Pooling" not in kinds
@@ -164,9 +165,13 @@ def repaired(folder: Path, layout: Layout) -> Iterator[Path]:
 
 
 def open_checkpoint(
-    folder: Path, layout: Layout, init_projection: "int | heads.Head | None", trust_remote_code: bool
+    folder: Path,
+    layout: Layout,
+    init_projection: "int | heads.Head | None",
+    trust_remote_code: bool,
+    latents: bool = False,
 ) -> "MultiVectorEncoder":
-    """Loads the checkpoint in float32 on the CPU.
+    """Loads the checkpoint in float32 on the CPU; with ``latents`` a transformer that has nothing else is enough.
 
     Raises:
         ValueError: an untrained head would be needed and was not asked for, or was asked for where there is one.
@@ -176,7 +181,7 @@ def open_checkpoint(
     if own_head and init_projection is not None:
         raise ValueError(f"{folder} has its own projection: init_projection={init_projection} would replace it")
     if not own_head:
-        return _plain(folder, layout, head, trust_remote_code)
+        return _plain(folder, layout, head, trust_remote_code, latents)
     with repaired(folder, layout) as view, naming(folder):
         return _load(view, device="cpu", trust_remote_code=trust_remote_code, local_files_only=True)
 
@@ -188,12 +193,13 @@ def _load(folder: Path, **arguments: Any) -> "MultiVectorEncoder":
     """
     from sentence_transformers import MultiVectorEncoder
 
-    if not any(names_module(folder, own) for own in (_OWN, SALIENCE)):
+    if not any(names_module(folder, own) for own in (_OWN, SALIENCE, LATENTS)):
         return MultiVectorEncoder(str(folder), **arguments)
+    from pyterrier_mvret.encoders.latent_head import LatentHead
     from pyterrier_mvret.encoders.projection import Projection
     from pyterrier_mvret.encoders.salience_heads import SalienceHeads
 
-    own: dict[str, Any] = {_OWN: Projection, SALIENCE: SalienceHeads}
+    own: dict[str, Any] = {_OWN: Projection, SALIENCE: SalienceHeads, LATENTS: LatentHead}
     return MultiVectorEncoder._load_with_module_classes(str(folder), own, **arguments)
 
 
@@ -213,13 +219,15 @@ def naming(folder: Path) -> Iterator[None]:
         raise ValueError(f"the checkpoint {folder} cannot be read: {error!r}") from error
 
 
-def _plain(folder: Path, layout: Layout, head: heads.Head | None, trust_remote_code: bool) -> "MultiVectorEncoder":
+def _plain(
+    folder: Path, layout: Layout, head: heads.Head | None, trust_remote_code: bool, latents: bool
+) -> "MultiVectorEncoder":
     """A sentence encoder's token states as they are, or under a new head where one is asked for."""
     from sentence_transformers import MultiVectorEncoder, SentenceTransformer
     from sentence_transformers.base.modules import Normalize, Transformer
     from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 
-    if layout == "transformer" and head is None:
+    if layout == "transformer" and head is None and not latents:
         raise ValueError(
             f"{folder} is not a multi-vector checkpoint and not a sentence encoder; "
             "pass init_projection=dim to give it a new, untrained projection"

@@ -54,6 +54,15 @@ def remove(model: "MultiVectorEncoder", places: Iterable[int]) -> None:
         model.module_kwargs = type(model.module_kwargs)(by_name)
 
 
+def insert(model: "MultiVectorEncoder", place: int, module: Any) -> None:
+    """Puts a module into a model; those behind it, and their keyword arguments, are numbered anew."""
+    model.insert(place, module)
+    if model.module_kwargs is not None:
+        moved = ((int(name), names) for name, names in model.module_kwargs.items())
+        by_name = {str(i + (i >= place)): names for i, names in moved}
+        model.module_kwargs = type(model.module_kwargs)(by_name)
+
+
 def _linear_head(model: "MultiVectorEncoder") -> tuple[int, int]:
     """Places of the first and the last module of a model's head, checked to be linear."""
     places = [i for i, module in enumerate(model) if _projects(module)]
@@ -131,11 +140,14 @@ def hidden_form(module: Any) -> str:
     """
     from sentence_transformers.base.modules import Dense
 
+    from pyterrier_mvret.encoders.latent_head import LatentHead
     from pyterrier_mvret.encoders.projection import Projection
     from pyterrier_mvret.encoders.salience_heads import SalienceHeads
 
     if isinstance(module, Projection):
         return _kind(module)
+    if isinstance(module, LatentHead):  # how many a query keeps is a matter of the search
+        return repr(sorted(item for item in module.get_config_dict().items() if item[0] not in ("k_query", "trained")))
     if isinstance(module, SalienceHeads):  # no vector, but the weights that go with it
         return repr(sorted(module.get_config_dict().items()))
     if not isinstance(module, Dense):

@@ -24,7 +24,7 @@ def fields_of(model: "MultiVectorEncoder", features: dict[str, Any], task: Task)
 
     spans = features.pop("offset_mapping", None)
     with torch.inference_mode(), onednn.linear_layers(model):
-        out = model(batch_to_device(features, model.device), task=task)
+        out = model(batch_to_device(features, model.device), task=task, latents=False)
         mask = out["attention_mask"].bool()
         rows = out["token_embeddings"][mask]
         if rows.dtype != torch.float32:

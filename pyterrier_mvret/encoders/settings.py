@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyterrier_mvret.encoders import markers
+from pyterrier_mvret.encoders import latents, markers
 from pyterrier_mvret.encoders.folding import hidden_form, remove
 from pyterrier_mvret.encoders.salience import heads_of
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # lengths of the sources' own defaults, for checkpoints that do not state theirs (Stanford class, PyLate)
 _DOC_LENGTH = {"stanford": 220, "pylate": 180}
 _QUERY_LENGTH = 32
+# numbers that are digested at once
+_AT_ONCE = 1 << 24
 
 
 def apply(settings: "TokenEncoder", model: "MultiVectorEncoder", layout: str) -> None:
@@ -88,7 +90,7 @@ def _check_lengths(transformer: Any, positions: int) -> None:
 def describe(model: "MultiVectorEncoder") -> dict[str, Any]:
     """The settings of a model as plain data; ``document`` holds those that documents of one index must share."""
     transformer: Any = model[0]
-    mask, heads = _mask(model), heads_of(model)
+    mask, heads, latent = _mask(model), heads_of(model), latents.head_of(model)
     return {
         "query_prefix": model.prompts.get("query") or "",
         **({"unit_prefix": model.prompts[markers.UNIT]} if markers.UNIT in model.prompts else {}),
@@ -102,6 +104,7 @@ def describe(model: "MultiVectorEncoder") -> dict[str, Any]:
             **({} if heads is None else {"salience": heads.get_config_dict()}),
         },
         "normalize": normalizes(model),
+        **({} if latent is None else {"latents": latent.get_config_dict()}),
     }
 
 
@@ -152,7 +155,8 @@ def weights_digest(module: "torch.nn.Module", told: str = "") -> str:
         if "pooler" in name.split("."):  # not used, and drawn anew at each loading where a checkpoint has none
             continue
         sha.update(f"{name}{tuple(tensor.shape)}".encode())
-        sha.update(tensor.detach().float().cpu().contiguous().numpy().data)
+        for part in tensor.detach().contiguous().view(-1).split(_AT_ONCE):  # a large one has no room for a copy
+            sha.update(part.float().cpu().numpy().data)
     return sha.hexdigest()[:12]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyterrier as pt
 
-from pyterrier_mvret.encoders import batches, onednn, salience
+from pyterrier_mvret.encoders import batches, latents, onednn, salience
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
@@ -132,8 +132,8 @@ def _standing_for_no_text(tokenizer: Any) -> list[int]:
 
 def _projections(model: "MultiVectorEncoder") -> list[Any]:
     """Modules behind the transformer that change what a state is, but for its length and what is known of it."""
-    heads = salience.heads_of(model)
-    return [m for m in list(model)[1:] if m is not heads and any(True for _ in m.parameters())]
+    others = (salience.heads_of(model), latents.head_of(model))
+    return [m for m in list(model)[1:] if m not in others and any(True for _ in m.parameters())]
 
 
 def streamed(

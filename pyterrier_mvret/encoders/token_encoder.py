@@ -12,7 +12,18 @@ import numpy.typing as npt
 import pyterrier as pt
 
 from pyterrier_mvret.component import Configured
-from pyterrier_mvret.encoders import batches, checkpoints, forward, heads, markers, models, openvino, salience, settings
+from pyterrier_mvret.encoders import (
+    batches,
+    checkpoints,
+    forward,
+    heads,
+    latents,
+    markers,
+    models,
+    openvino,
+    salience,
+    settings,
+)
 from pyterrier_mvret.encoders.forward import Fields, Task
 from pyterrier_mvret.encoders.token_batch import TokenBatch
 
@@ -46,6 +57,7 @@ class TokenEncoder(Configured):
         skiplist: document tokens that are not scored: words, or ``"punctuation"``; ``[]`` for none.
         normalize: scale token vectors to length one.
         token_pooling: keep about one of this many document vectors by hierarchical clustering.
+        latents: a new, untrained latent head, or settings for the checkpoint's own: see :class:`Laspar`.
         device: ``"cpu"``, ``"cuda"``, ...; none takes an accelerator if there is one.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"`` arithmetic in the model; vectors come out as float32.
         backend: what computes the transformer: ``"torch"``, or ``"openvino"`` (extra ``openvino``; CPU only).
@@ -84,6 +96,7 @@ class TokenEncoder(Configured):
         skiplist: Sequence[str] | Literal["punctuation"] | None = None,
         normalize: bool | None = None,
         token_pooling: float | None = None,
+        latents: latents.LatentSettings | None = None,
         device: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         backend: Literal["torch", "openvino"] = "torch",
@@ -114,7 +127,7 @@ class TokenEncoder(Configured):
         self.query_expansion, self.attend = query_expansion, attend
         self.skiplist = skiplist
         self.normalize = normalize
-        self.token_pooling = token_pooling
+        self.token_pooling, self.latents = token_pooling, latents
         self.device, self.dtype, self.backend, self.batch_size = device, dtype, backend, batch_size
         self.revision, self.trust_remote_code, self.cache_folder = revision, trust_remote_code, cache_folder
         self.verbose = verbose
@@ -318,8 +331,14 @@ class TokenEncoder(Configured):
             raise ValueError(f"revision={self.revision!r} is for names on the model hub; {name} is a folder")
         folder = checkpoints.local_folder(name, self.revision, self.cache_folder, self.trust_remote_code)
         layout = checkpoints.detect(folder)
-        model = checkpoints.open_checkpoint(folder, layout, self.init_projection, self.trust_remote_code)
+        wanted = self.latents
+        model = checkpoints.open_checkpoint(
+            folder, layout, self.init_projection, self.trust_remote_code, wanted is not None
+        )
         settings.apply(self, model, layout)
+        if wanted is not None:
+            wanted(model)
+            latents.warn_if_untrained(model, self._label)
         if self.backend == "openvino":
             openvino.attach(model.to("cpu").eval(), self.dtype, self._label)
         else:

@@ -18,7 +18,7 @@ from pyterrier_mvret.scoring.bm25 import BM25
 from pyterrier_mvret.scoring.pooling import Pool, Transform
 from pyterrier_mvret.term_activity import frequencies, passages_of, size_of
 from pyterrier_mvret.term_meaning import TermMeanings, describe, explain
-from pyterrier_mvret.term_stages import DocTermEncoder, Pooling, QueryTermEncoder, vocabulary
+from pyterrier_mvret.term_stages import DocTermEncoder, Pooling, QueryTermEncoder, SAEVocabulary
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
@@ -112,11 +112,11 @@ class LatentTerms(Configured):
     @property
     def space(self) -> str:
         """``name#digest`` of the vocabulary: equal digests mean terms that can be compared."""
-        return vocabulary(self.encoder, self.dictionary, self.pooling)
+        return self._vocabulary(None).space
 
     def query_encoder(self) -> QueryTermEncoder:
         """Q (or R) with ``query`` -> the same with ``query_toks``, {term: weight}; no query is expanded."""
-        return QueryTermEncoder(self.encoder, self.dictionary, self.pooling, self.top_query, self.verbose)
+        return QueryTermEncoder(self._vocabulary(self.top_query), self.verbose)
 
     def doc_encoder(self, text_field: str = "text") -> DocTermEncoder:
         """D (or R) with text -> the same with ``toks``, {term: weight}; the first stage of an indexing pipeline.
@@ -124,8 +124,10 @@ class LatentTerms(Configured):
         Args:
             text_field: the column with the text.
         """
-        where = (self.top_doc, text_field, self.verbose)
-        return DocTermEncoder(self.encoder, self.dictionary, self.pooling, *where)
+        return DocTermEncoder(self._vocabulary(self.top_doc), text_field, self.verbose)
+
+    def _vocabulary(self, top: int | None) -> SAEVocabulary:
+        return SAEVocabulary(self.encoder, self.dictionary, self.pooling, top)
 
     def frequencies(self, corpus: Iterable[Any], *, text_field: str = "text", verbose: bool = True) -> pd.DataFrame:
         """How often each latent is active in a corpus, the most frequent first, those that never are last.
