@@ -75,6 +75,7 @@ def test_quoted_results_are_the_kept_ones():
     run("benchmarks/agrame_train.py")
     run("benchmarks/agrame_cite.py")
     run("benchmarks/latent_terms.py")
+    run("benchmarks/laspar_encoding.py", "--show")
 
 
 def test_agreement_of_the_two_readings_is_as_quoted():

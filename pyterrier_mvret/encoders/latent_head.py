@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from pyterrier_mvret.encoders.own_module import OwnModule
 from pyterrier_mvret.scoring.latent_vectors import log_relu, running_top
 
-# numbers of a (texts, latents) array that is held at once: 64 MB
-_AT_ONCE = 1 << 24
+# numbers of a (texts, latents) array that is held at once: 16 MB
+_AT_ONCE = 1 << 22
 # rows of U that are multiplied at once on a CPU: as float32 they stay in its cache (measured: 2,048 of 384 dimensions)
 _BLOCK = 2048
 # rows of U that are drawn at once; a number by which the weights of a seed are fixed
@@ -173,9 +173,10 @@ class LatentHead(OwnModule):
         """``U h + b`` some latents at a time, (texts, latents); squared lengths of what becomes of all are added up."""
         at_once = max(_BLOCK, min(_DRAWN, _AT_ONCE // max(1, len(h))))
         block = _BLOCK if h.device.type == "cpu" else at_once
+        room = h.new_empty((len(h), min(at_once, self.latents)))  # every part is in the place of the one before
         for start in range(0, self.latents, at_once):
             end = min(start + at_once, self.latents)
-            y = h.new_empty((len(h), end - start))
+            y = room[:, : end - start]
             for first in range(start, end, block):
                 last = min(first + block, end)
                 y[:, first - start : last - start] = F.linear(h, self._rows(slice(first, last)))

@@ -134,7 +134,11 @@ def _mask(model: "MultiVectorEncoder") -> Any:
 
 def state(model: "MultiVectorEncoder") -> tuple[Any, ...]:
     """Changes with whatever the digest covers, as far as PyTorch notices: steps of training, exchanged weights."""
-    return (normalizes(model), _forms(model), *((p.data_ptr(), p._version) for p in model.parameters()))
+    return (
+        normalizes(model),
+        _forms(model),
+        *((t.data_ptr(), t._version) for t in (*model.parameters(), *model.buffers())),
+    )
 
 
 def _forms(model: "MultiVectorEncoder") -> tuple[str, ...]:
