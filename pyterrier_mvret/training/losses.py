@@ -226,6 +226,88 @@ class MultiGranular:
 _NAMED["multi-granular"] = MultiGranular()
 
 
+@dataclass(frozen=True)
+class LatentSparse:
+    """LASPAR's loss, of latent-sparse vectors: ranking, a teacher, and penalties that make vectors sparse.
+
+        L = L_rank + a L_distil + r(t) (l_q L1(queries) + l_d R(documents))        r(t) = min(1, t / (w T))^2
+
+    Which terms there are is the public code's; its formulas, temperatures and weights are not published, and these are
+    our choice. ``L_rank`` is cross-entropy over all documents of the batch, the query's own negatives among them.
+
+    Args:
+        temperature: what scores are divided by. Scores of vectors of length one lie in [0, 1], where a batch of 32
+            without it costs 2.518 at best; vectors that are not normalised take 1.
+        distillation: ``"kl"``: divergence of the softmax over a query's own documents from the teacher's;
+            ``"margin-mse"``: squared differences of margins (the teacher's scale is the model's to learn); none for
+            rows without a teacher's scores. A teacher is whatever has scored the rows: a dense model, a cross-encoder.
+        distillation_weight: ``a``.
+        teacher_temperature: what a teacher's scores are divided by, for ``"kl"``: 0.05 fits cosines, 1 logits.
+        query_weight: ``l_q``, of the mean sum of a query's weights.
+        documents: R: ``"flops"`` or ``"equipartition"`` (:mod:`pyterrier_mvret.training.sparsity`), or none.
+        document_weight: ``l_d``.
+        warmup: ``w``: share of the run in which penalties rise to their weights. The public code takes 10,000 steps,
+            sentence-transformers a third of a run, and so do we.
+    """
+
+    temperature: float = 0.05
+    distillation: Literal["kl", "margin-mse"] | None = None
+    distillation_weight: float = 1.0
+    teacher_temperature: float = 0.05
+    query_weight: float = 5e-3
+    documents: Literal["flops", "equipartition"] | None = "flops"
+    document_weight: float = 5e-3
+    warmup: float = 1 / 3
+    in_batch: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.distillation not in (None, "kl", "margin-mse") or self.documents not in (
+            None,
+            "flops",
+            "equipartition",
+        ):
+            raise ValueError(
+                "distillation is 'kl', 'margin-mse' or None, documents 'flops', 'equipartition' or None, got "
+                f"{self.distillation!r}, {self.documents!r}"
+            )
+        for name in ("temperature", "teacher_temperature"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}")
+        for name in ("distillation_weight", "query_weight", "document_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)!r}")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup is a share of the run, from 0 to 1, got {self.warmup!r}")
+
+    @property
+    def teacher(self) -> Literal["any"] | None:
+        """Any scale, where there is one."""
+        return None if self.distillation is None else "any"
+
+    def risen(self, progress: float) -> float:
+        """How much of their weights penalties have, at a share of the run.
+
+        >>> loss = LatentSparse(warmup=0.5)
+        >>> [loss.risen(t) for t in (0, 0.25, 0.5, 1)]
+        [0.0, 0.25, 1.0, 1.0]
+        """
+        return 1.0 if self.warmup == 0 else min(1.0, progress / self.warmup) ** 2
+
+    def build(self, model: "MultiVectorEncoder", similarity: Similarity, mini_batch_size: int | None) -> Any:
+        """Our own module, of a model with a latent head."""
+        from pyterrier_mvret.encoders.latents import head_of
+        from pyterrier_mvret.training.latent_loss import LatentLoss
+
+        _no_cache(self, mini_batch_size)
+        head = head_of(model)
+        if head is None:
+            raise ValueError("this loss is for models with a latent head: see mv.Laspar")
+        return LatentLoss(model, self, head.latents)
+
+
+_NAMED["latent-sparse"] = LatentSparse()
+
+
 def _no_cache(loss: Loss, mini_batch_size: int | None) -> None:
     if mini_batch_size is not None:
         raise ValueError(

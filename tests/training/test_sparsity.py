@@ -62,5 +62,5 @@ def test_usage_is_counted_until_it_is_taken():
     usage = Usage()
     usage.add("document", torch.tensor([[1, 2], [2, 3]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
     usage.add("document", torch.tensor([[5, 2]]), torch.tensor([[0.0, 0.0]]))
-    assert usage.take() == {"document_active": 1.0, "document_dimensions": 2, "document_empty": 1}
+    assert usage.take() == {"document_active": 1.0, "document_latents": 2, "document_empty": 1}
     assert usage.take() == {}
