@@ -8,6 +8,7 @@ code's and what is our choice.
 
 import copy
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,9 +22,11 @@ from pyterrier_mvret.model import SETTINGS, saved_settings
 from pyterrier_mvret.term_stages import DocTermEncoder, QueryTermEncoder, Task, TermScorer, Vocabulary
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from sentence_transformers import MultiVectorEncoder
 
     from pyterrier_mvret.encoders.latent_head import LatentHead
+    from pyterrier_mvret.training.fitting import Validation
 
 
 class LatentVocabulary(Vocabulary):
@@ -168,12 +171,58 @@ class Laspar(Configured):
         pairs["share"] = pairs["score"] / max(pairs["score"].sum(), 1e-300)
         return pairs.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
+    # ------------------------------------------------------------------ training
+
+    def fit(self, data: "Dataset", valid: "Validation | None" = None, **settings: Any) -> Self:
+        """Trains the head, or with ``train="all"`` the encoder as well; every stage of this model changes.
+
+        Args:
+            data: a training set: :func:`mv.training.pairs`, :func:`~mv.training.groups` (with negatives),
+                :func:`~mv.training.with_teacher` (scores of a dense model or a cross-encoder, for ``distillation=``).
+            valid: ``(results, qrels)`` of other topics, with ``text``, to choose the best checkpoint by.
+            **settings: ``loss=`` (``"latent-sparse"``, or :class:`~pyterrier_mvret.training.LatentSparse` with
+                temperature, teacher and penalties), ``train=`` (``"head"`` by default), ``path=``, ``resume=``,
+                ``epochs=``, ``batch_size=``, ``learning_rate=``, ... as for :func:`~pyterrier_mvret.training.fit`.
+
+        Returns:
+            The model itself. ``history`` has the curves: the terms of the loss, and of queries and documents the
+            ``active`` latents of a text, how many different ``latents`` there were, and how many texts were ``empty``.
+
+        Raises:
+            ValueError: as for :func:`~pyterrier_mvret.training.fit`; no text has an active latent any more.
+
+        >>> import pyterrier_mvret as mv
+        >>> topics = pd.DataFrame({"qid": ["1", "2"], "query": ["feline", "interest"]})
+        >>> qrels = pd.DataFrame({"qid": ["1", "2"], "docno": ["a", "b"], "label": [1, 1]})
+        >>> pairs = mv.training.pairs(topics, qrels, {"a": "Cats purr.", "b": "The bank raised its rates."})
+        >>> laspar = mv.Laspar(mv.models.MINILM, latents=1024, k_doc=32).fit(pairs, max_steps=1, verbose=False)
+        >>> laspar.head.trained, float(laspar.history["document_active"].iloc[0])
+        (True, 32.0)
+        """
+        from pyterrier_mvret.scoring import MaxSim
+        from pyterrier_mvret.training import fit
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="the latent head is untrained")  # it is about to be
+            self.encoder.model  # noqa: B018 (opens it)
+        told = {"loss": "latent-sparse", "train": "head", **settings}
+        how: dict[str, Any] = {"prepare": _trained, "scorer": _scorer, "finish": self._write_settings}
+        # the rule is that of token vectors, which have no part in it
+        self.history = fit(self.encoder, MaxSim(), data, valid, **how, **told)
+        return self
+
+    #: the curves of the last training
+    history: pd.DataFrame | None = None
+
     # ------------------------------------------------------------------ files
 
     def save(self, path: str | Path) -> None:
         """Writes a checkpoint in sentence-transformers' layout, the head in it; :meth:`load` reads it."""
         self.encoder.save(path)
-        (Path(path) / SETTINGS).write_text(json.dumps({"method": type(self).__name__}), encoding="utf-8")
+        self._write_settings(Path(path))
+
+    def _write_settings(self, path: Path) -> None:
+        (path / SETTINGS).write_text(json.dumps({"method": type(self).__name__}), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path, **settings: Any) -> Self:
@@ -189,6 +238,18 @@ class Laspar(Configured):
         if saved["method"] != cls.__name__:
             raise ValueError(f"{path} was saved by {saved['method']}: open it with {saved['method']}.load")
         return cls(path, **settings)
+
+
+def _trained(model: "MultiVectorEncoder") -> None:
+    """Marks the head of a copy that is trained."""
+    head = latent_heads.head_of(model)
+    assert head is not None
+    head.trained = True
+
+
+def _scorer(encoder: TokenEncoder) -> TermScorer:
+    """What validation ranks with."""
+    return TermScorer(LatentVocabulary(encoder))
 
 
 def _with_head(encoder: Any, wanted: LatentSettings, settings: dict[str, Any]) -> TokenEncoder:

@@ -4,7 +4,7 @@ from pyterrier_mvret.training.adaptation import GRID, Adaptation, choose
 from pyterrier_mvret.training.curves import plot
 from pyterrier_mvret.training.data import groups, pairs
 from pyterrier_mvret.training.fitting import fit
-from pyterrier_mvret.training.losses import KL, Contrastive, MarginMSE, MultiGranular, NWay
+from pyterrier_mvret.training.losses import KL, Contrastive, LatentSparse, MarginMSE, MultiGranular, NWay
 from pyterrier_mvret.training.plan import Plan
 from pyterrier_mvret.training.splits import refuse_test_topics, split
 from pyterrier_mvret.training.state_cache import StateCache
@@ -16,6 +16,7 @@ __all__ = [
     "KL",
     "Adaptation",
     "Contrastive",
+    "LatentSparse",
     "MarginMSE",
     "MultiGranular",
     "NWay",

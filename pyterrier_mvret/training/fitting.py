@@ -189,6 +189,10 @@ def _trainer(how: Plan) -> Any:
         from pyterrier_mvret.training.unit_loss import UnitTrainer
 
         return UnitTrainer
+    if how.latent:
+        from pyterrier_mvret.training.latent_loss import LatentTrainer
+
+        return LatentTrainer
     from pyterrier_mvret.training.trainer import PartTrainer
 
     return PartTrainer

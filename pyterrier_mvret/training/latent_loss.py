@@ -127,7 +127,7 @@ class LatentLoss(nn.Module):
 class _Progress(TrainerCallback):
     """Tells the loss how much of the run is done: in steps of the optimiser, wherever it was resumed."""
 
-    def __init__(self, loss: LatentLoss):
+    def __init__(self, loss: Any):
         self._loss = loss
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -144,11 +144,12 @@ class LatentTrainer(PartTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.add_callback(_Progress(self.loss))
+        self._latent: Any = self.loss
+        self.add_callback(_Progress(self._latent))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The library's, with what vectors used since it logged last."""
-        used = self.loss.usage.take() if "loss" in logs else {}
+        used = self._latent.usage.take() if "loss" in logs else {}
         for side in ("query", "document"):
             if used.get(f"{side}_active") == 0:
                 raise ValueError(

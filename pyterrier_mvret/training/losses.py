@@ -259,6 +259,7 @@ class LatentSparse:
     document_weight: float = 5e-3
     warmup: float = 1 / 3
     in_batch: ClassVar[bool] = True
+    latent: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.distillation not in (None, "kl", "margin-mse") or self.documents not in (
@@ -302,6 +303,8 @@ class LatentSparse:
         head = head_of(model)
         if head is None:
             raise ValueError("this loss is for models with a latent head: see mv.Laspar")
+        if head.rows != "float32" or head.normalize_before_topk:
+            raise ValueError("a head with rows='float16', 'int8' or normalize_before_topk=True cannot be trained")
         return LatentLoss(model, self, head.latents)
 
 

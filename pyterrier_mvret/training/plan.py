@@ -20,7 +20,7 @@ class Plan:
 
     Attributes:
         loss: ``"contrastive"``, ``"n-way"``, ``"kl"``, ``"kl-min-max"``, ``"margin-mse"``,
-            ``"multi-granular"``, or one of their objects.
+            ``"multi-granular"``, ``"latent-sparse"``, or one of their objects.
         train: ``"all"`` weights; ``"head"``: the projection alone (and salience heads); ``"last:n"``: also the
             transformer's last n layers; ``"salience"``: salience heads alone.
         epochs: passes over the data, unless ``max_steps`` says how many steps.
@@ -98,6 +98,11 @@ class Plan:
     def units(self) -> bool:
         """Whether the loss reads units of documents."""
         return bool(getattr(self.objective, "units", False))
+
+    @property
+    def latent(self) -> bool:
+        """Whether the loss is of sparse vectors."""
+        return bool(getattr(self.objective, "latent", False))
 
     @property
     def rate(self) -> float:

@@ -1,0 +1,110 @@
+"""LASPAR's training on the common path, on a tiny transformer."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import pyterrier_mvret as mv
+from pyterrier_mvret.methods.laspar import Laspar
+from tests.training.conftest import toy  # noqa: F401 (a fixture)
+
+pytestmark = pytest.mark.filterwarnings("ignore:the latent head is untrained")
+LOSS = mv.training.LatentSparse(query_weight=0.0, document_weight=0.0)
+
+
+@pytest.fixture
+def laspar(tiny):
+    return lambda **settings: Laspar(tiny, device="cpu", **{"latents": 200, "k_doc": 12, "k_query": 6, **settings})
+
+
+@pytest.fixture
+def quick():
+    return {"verbose": False, "batch_size": 5, "max_steps": 6, "learning_rate": 1e-2}
+
+
+def test_training_lowers_the_loss_and_leaves_the_transformer(laspar, toy, quick, recwarn):  # noqa: F811
+    model = laspar()
+    model.fit(toy.groups, loss=LOSS, **{**quick, "max_steps": 60, "learning_rate": 0.2})
+    assert not [w for w in recwarn if "untrained" in str(w.message)]
+    history = model.history
+    assert history["loss"].iloc[-5:].mean() < 0.8 * history["loss"].iloc[:5].mean()
+    assert {"query_active", "document_latents", "document_empty", "ranking"} <= set(history.columns)
+    assert history["document_active"].max() <= 12 and history["document_latents"].max() <= 200
+    assert model.head.trained
+    fresh = laspar()
+    for name, weight in fresh.encoder.model[0].named_parameters():
+        if "pooler" in name:  # drawn anew at each loading, and not used
+            continue
+        torch.testing.assert_close(dict(model.encoder.model[0].named_parameters())[name], weight, rtol=0, atol=0)
+    assert not torch.equal(model.head.weight, fresh.head.weight)
+    assert model.space != fresh.space
+
+
+@pytest.mark.parametrize("documents", ["flops", "equipartition"])
+@pytest.mark.parametrize("distillation", ["kl", "margin-mse"])
+def test_teachers_and_penalties(laspar, toy, quick, documents, distillation):  # noqa: F811
+    loss = mv.training.LatentSparse(distillation=distillation, documents=documents, warmup=0)
+    model = laspar().fit(toy.taught, loss=loss, **quick)
+    terms = {"ranking", "distillation", "query_l1", documents}
+    assert terms <= set(model.history.columns)
+    np.testing.assert_allclose(model.history[sorted(terms)].sum(axis=1), model.history["loss"], atol=2e-3)
+
+
+def test_penalties_make_vectors_sparse(laspar, toy, quick):  # noqa: F811
+    """Only those: with the largest k alone, texts keep k."""
+    active = []
+    for weight in (0.0, 0.3):
+        loss = mv.training.LatentSparse(query_weight=weight, document_weight=weight, warmup=0)
+        model = laspar(normalize=False).fit(toy.groups, loss=loss, **{**quick, "max_steps": 60, "learning_rate": 0.05})
+        toks = model.doc_encoder()(pd.DataFrame({"docno": toy.texts.keys(), "text": toy.texts.values()}))["toks"]
+        active.append(np.mean([sum(one.values()) for one in toks]))
+    assert active[1] < 0.5 * active[0]
+
+
+def test_validation_ranks_with_sparse_vectors_and_a_stopped_run_goes_on(laspar, toy, quick, tmp_path):  # noqa: F811
+    rest = {**quick, "loss": LOSS, "evaluations": 2}
+    valid = (toy.results, toy.qrels)
+    whole = laspar().fit(toy.pairs, valid, path=tmp_path / "whole", **rest)
+    assert whole.history["nDCG@10"].notna().sum() >= 2
+    reopened = Laspar.load(tmp_path / "whole", device="cpu")
+    assert reopened.head.trained and reopened.head.k_doc == 12
+    results = toy.results.head(20)
+    expected = whole.text_scorer()(results)["score"]
+    np.testing.assert_allclose(reopened.text_scorer()(results)["score"], expected, atol=1e-6)
+    again = laspar().fit(toy.pairs, valid, path=tmp_path / "whole", resume=True, **rest)
+    np.testing.assert_allclose(again.text_scorer()(results)["score"], expected, atol=1e-6)
+
+
+def test_the_encoder_may_be_trained_as_well(laspar, toy, quick):  # noqa: F811
+    model = laspar(pooling="attention").fit(toy.pairs, train="all", **quick)
+    assert not torch.equal(next(model.encoder.model[0].parameters()), next(laspar().encoder.model[0].parameters()))
+    assert model.head.attention.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "training", "message"),
+    [
+        ({"rows": "float16"}, {}, "cannot be trained"),
+        ({"normalize_before_topk": True}, {}, "cannot be trained"),
+        ({}, {"mini_batch_size": 2}, "gradient caching"),
+        ({}, {"loss": mv.training.LatentSparse(distillation="kl")}, "scores"),
+    ],
+)
+def test_what_cannot_be_trained(laspar, toy, quick, settings, training, message):  # noqa: F811
+    with pytest.raises(ValueError, match=message):
+        laspar(**settings).fit(toy.pairs, **quick, **training)
+
+
+def test_a_collapse_is_an_error(laspar, toy, quick):  # noqa: F811
+    model = laspar(normalize=False)
+    model.encoder.model  # noqa: B018
+    with torch.no_grad():
+        model.head.offset.fill_(-100.0)
+    with pytest.raises(ValueError, match="training collapsed"):
+        model.fit(toy.pairs, **quick)
+
+
+def test_a_loss_of_sparse_vectors_needs_them(tiny, toy, quick):  # noqa: F811
+    with pytest.raises(ValueError, match="latent head"):
+        mv.ColBERT(tiny, device="cpu").fit(toy.pairs, loss="latent-sparse", train="all", **quick)
