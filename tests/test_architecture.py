@@ -44,6 +44,7 @@ MODULES = {
     "pyterrier_mvret.training.objectives",
     "pyterrier_mvret.training.latent_loss",
     "pyterrier_mvret.training.reconstruction",
+    "pyterrier_mvret.training.row_adagrad",
     "pyterrier_mvret.training.sae",
     "pyterrier_mvret.training.sparsity",
     "pyterrier_mvret.training.similarity",

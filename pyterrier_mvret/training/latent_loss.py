@@ -10,12 +10,16 @@ from sentence_transformers.base.losses.merged_forward import merge_feature_batch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from pyterrier_mvret.encoders.latents import head_of
+from pyterrier_mvret.training.row_adagrad import RowAdagrad, clipped
 from pyterrier_mvret.training.sparsity import Usage, equipartition, flops, l1
 from pyterrier_mvret.training.trainer import PartTrainer
 
 if TYPE_CHECKING:
     from pyterrier_mvret.training.losses import LatentSparse
 
+# numbers of a matrix that an optimiser with two moments for each can still hold
+_DENSE = 1 << 28
 Sparse = tuple[Tensor, Tensor]  # ids and weights of texts, (texts, k) both
 
 
@@ -127,7 +131,7 @@ class LatentLoss(nn.Module):
 class _Progress(TrainerCallback):
     """Tells the loss how much of the run is done: in steps of the optimiser, wherever it was resumed."""
 
-    def __init__(self, loss: Any):
+    def __init__(self, loss: LatentLoss):
         self._loss = loss
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -138,14 +142,33 @@ class _Progress(TrainerCallback):
 class LatentTrainer(PartTrainer):
     """The trainer that tells the loss how far it is, and logs how sparse vectors are.
 
+    A matrix of more than a GiB has sparse gradients, of the rows that were kept in a step, and
+    :class:`~pyterrier_mvret.training.row_adagrad.RowAdagrad` moves them.
+
     Raises:
         ValueError: no text has an active latent any more: nothing can be learned from there.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._latent: Any = self.loss
-        self.add_callback(_Progress(self._latent))
+        loss: Any = self.loss
+        head: Any = head_of(loss.model)
+        self._latent, self._head = loss, head
+        self.add_callback(_Progress(loss))
+        head.sparse_gradient = head.weight.numel() > _DENSE
+
+    def get_optimizer_cls_and_kwargs(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """The library's, or that for sparse gradients."""
+        kind, settings = super().get_optimizer_cls_and_kwargs(*args, **kwargs)
+        if not self._head.sparse_gradient:
+            return kind, settings
+        return RowAdagrad, {name: settings[name] for name in ("lr", "betas", "eps") if name in settings}
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """The library's, which takes no gradient that is sparse."""
+        if not self._head.sparse_gradient:
+            return super()._clip_grad_norm(model)
+        return clipped([p for p in model.parameters() if p.grad is not None], self.args.max_grad_norm)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The library's, with what vectors used since it logged last."""

@@ -7,6 +7,7 @@ import torch
 
 import pyterrier_mvret as mv
 from pyterrier_mvret.methods.laspar import Laspar
+from pyterrier_mvret.training import latent_loss
 from tests.training.conftest import toy  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.filterwarnings("ignore:the latent head is untrained")
@@ -108,3 +109,15 @@ def test_a_collapse_is_an_error(laspar, toy, quick):  # noqa: F811
 def test_a_loss_of_sparse_vectors_needs_them(tiny, toy, quick):  # noqa: F811
     with pytest.raises(ValueError, match="latent head"):
         mv.ColBERT(tiny, device="cpu").fit(toy.pairs, loss="latent-sparse", train="all", **quick)
+
+
+def test_a_large_matrix_moves_by_the_rows_that_were_kept(laspar, toy, quick, monkeypatch, tmp_path):  # noqa: F811
+    monkeypatch.setattr(latent_loss, "_DENSE", 100)
+    fresh, settings = laspar(k_doc=2, k_query=2), {**quick, "learning_rate": 0.2, "loss": LOSS}
+    model = laspar(k_doc=2, k_query=2).fit(toy.groups, **{**settings, "max_steps": 1, "warmup": 0})
+    moved = (model.head.weight != fresh.head.weight).any(1)
+    assert 0 < moved.sum() < 200
+    assert moved.sum() <= model.history["query_latents"].iloc[0] + model.history["document_latents"].iloc[0]
+    whole = laspar().fit(toy.groups, path=tmp_path / "model", **{**settings, "max_steps": 60})
+    assert whole.history["loss"].iloc[-5:].mean() < 0.8 * whole.history["loss"].iloc[:5].mean()
+    assert not whole.head.sparse_gradient
