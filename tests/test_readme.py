@@ -130,3 +130,15 @@ def test_agrame_example_marks_sentences_and_writes_a_page(tmp_path):
     assert "&lt;script&gt;spring tide &amp; full moon" in written
     assert not re.search(r"<script|https?:|<img|<link", written)
     assert written.count('class="best"') == 1
+
+
+@pytest.mark.slow
+def test_laspar_example_trains_compares_and_shows_dimensions(tmp_path):
+    printed = run("examples/laspar.py", "--latents", "4096", "--epochs", "2", "--out", str(tmp_path))
+    table = {n: float(v) for n, v in re.findall(r"^ *(\S.*?) +([01]\.\d+) +[01]\.\d+ +\d+\.\d+$", printed, flags=re.M)}
+    assert set(table) == {"BM25", "MiniLM cosine", "LASPAR, untrained", "LASPAR, trained"}
+    assert table["LASPAR, untrained"] < table["LASPAR, trained"]
+    assert len(re.findall(r"^latent \d+: \d+ passages", printed, flags=re.M)) == 3
+    saved, indexed = mv.Laspar.load(tmp_path / "model"), mv.SparseIndex(tmp_path / "laspar.sparse")
+    assert saved.head.trained
+    assert saved.space.rpartition("#")[2] == indexed.info()["encoder"].rpartition("#")[2]

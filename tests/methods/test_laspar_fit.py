@@ -83,6 +83,12 @@ def test_the_encoder_may_be_trained_as_well(laspar, toy, quick):  # noqa: F811
     assert model.head.attention.abs().sum() > 0
 
 
+@pytest.mark.parametrize(("train", "rate"), [("head", 1e-2), ("all", 1e-5)])
+def test_the_head_alone_learns_faster_than_other_heads(laspar, toy, quick, train, rate):  # noqa: F811
+    model = laspar().fit(toy.pairs, train=train, **{**quick, "learning_rate": None})
+    assert rate / 2 < model.history["learning_rate"].max() <= rate
+
+
 @pytest.mark.parametrize(
     ("settings", "training", "message"),
     [
