@@ -239,6 +239,35 @@ def latent() -> str:
     test = "paired randomisation over topics, p < 0.05 after Holm's correction within a collection and measure"
     lines.append(f"\n\\* differs from cosine, + from random atoms with the same idf: {test}.")
     return "\n".join(["", *lines, ""])
+def laspar() -> str:
+    """nDCG@10 of heads over seeds, and their costs; of other architectures than the mean, two ways of training."""
+    rows = json.loads((HERE / "laspar.json").read_text())["rows"]
+    collections = list(dict.fromkeys(row["collection"] for row in rows))
+    costs = ("document non-zeros", "query non-zeros", "FLOPS", "engine bytes", "ms a query")
+    heads = ["latents", "pooling", "regulariser", "teacher", *(f"{c}, R@100" for c in collections), *costs]
+    lines = [
+        f"| {' | '.join(h.replace(', R@100', ' (R@100)') for h in heads)} |",
+        "|---:|---|---|---|" + "---:|" * (len(heads) - 4),
+    ]
+    systems = dict.fromkeys((row.get("latents"), *(row[c] for c in heads[1:4])) for row in rows)
+    for latents, pooling, regulariser, teacher in systems:
+        pair = (regulariser, teacher)
+        if latents and pooling != "mean" and pair not in (("untrained", "none"), ("none", "none"), ("flops", "dense")):
+            continue
+        wanted = (latents, pooling, *pair)
+        mine = [row for row in rows if (row.get("latents"), *(row[c] for c in heads[1:4])) == wanted]
+        cells = [f"{latents:,}" if latents else "", pooling, regulariser, teacher]
+        for name in collections:
+            some = [row for row in mine if row["collection"] == name]
+            topics = sum(len(row["topics"]) for row in some)
+            means = [sum(row[m] * len(row["topics"]) for row in some) / topics for m in ("nDCG@10", "R@100")]
+            cells.append(f"{means[0]:.3f} ({means[1]:.3f})")
+        first = [row for row in mine if row["collection"] == collections[0]]
+        for cost in costs:
+            mean = sum(row.get(cost, 0) for row in first) / len(first)
+            cells.append(f"{mean:,.0f}" if cost == "engine bytes" else f"{mean:.3g}")
+        lines.append(f"| {' | '.join(cells if latents else [*cells[: -len(costs)], *[''] * len(costs)])} |")
+    return "\n".join(["", *lines, f"\nCosts are those of {collections[0]}.", ""])
 
 
 def filled(text: str) -> str:
@@ -257,6 +286,7 @@ def filled(text: str) -> str:
         ("sentences", sentences()),
         ("agrame training", agrame_training()),
         ("latent terms", latent()),
+        *([("laspar", laspar())] if (HERE / "laspar.json").exists() else []),
     ):
         block = f"<!-- {name} -->{table}<!-- /{name} -->"
         text = re.sub(rf"<!-- {name} -->(.*?<!-- /{name} -->)?", lambda _, b=block: b, text, flags=re.S)
