@@ -135,7 +135,8 @@ def test_agrame_example_marks_sentences_and_writes_a_page(tmp_path):
 @pytest.mark.slow
 def test_laspar_example_trains_compares_and_shows_dimensions(tmp_path):
     printed = run("examples/laspar.py", "--latents", "4096", "--epochs", "2", "--out", str(tmp_path))
-    table = {n: float(v) for n, v in re.findall(r"^ *(\S.*?) +([01]\.\d+) +[01]\.\d+ +\d+\.\d+$", printed, flags=re.M)}
+    rows = re.findall(r"^ *([A-Z].*?) +([01]\.\d+) +[01]\.\d+ +\d+\.\d+$", printed, flags=re.M)
+    table = {name: float(value) for name, value in rows}
     assert set(table) == {"BM25", "MiniLM cosine", "LASPAR, untrained", "LASPAR, trained"}
     assert table["LASPAR, untrained"] < table["LASPAR, trained"]
     assert len(re.findall(r"^latent \d+: \d+ passages", printed, flags=re.M)) == 3
