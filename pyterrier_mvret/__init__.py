@@ -23,6 +23,7 @@ _PUBLIC = {
     "MultiVecIndex": "pyterrier_mvret.indexes.multivec",
     "Paragraphs": "pyterrier_mvret.encoders.splitters",
     "Phrases": "pyterrier_mvret.encoders.splitters",
+    "Seismic": "pyterrier_mvret.indexes.sparse_seismic",
     "Sentences": "pyterrier_mvret.encoders.splitters",
     "SAETrainer": "pyterrier_mvret.training.sae",
     "SparseIndex": "pyterrier_mvret.indexes.sparse",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from pyterrier_mvret.encoders.token_encoder import TokenEncoder
     from pyterrier_mvret.indexes.multivec import MultiVecIndex
     from pyterrier_mvret.indexes.sparse import SparseIndex
+    from pyterrier_mvret.indexes.sparse_seismic import Seismic
     from pyterrier_mvret.methods.agrame import AGRaME
     from pyterrier_mvret.methods.aligner import Aligner
     from pyterrier_mvret.methods.colbert import ColBERT

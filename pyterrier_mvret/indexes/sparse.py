@@ -8,17 +8,18 @@ import numpy as np
 import pandas as pd
 
 from pyterrier_mvret import frames
-from pyterrier_mvret.indexes import sparse_pisa
+from pyterrier_mvret.indexes import derived_files, sparse_pisa, sparse_seismic
 from pyterrier_mvret.indexes.segmented import Mode, SegmentedIndex
 from pyterrier_mvret.indexes.segments import derived_folders
 from pyterrier_mvret.indexes.sparse_builder import SparseSegmentBuilder
 from pyterrier_mvret.indexes.sparse_exact import ExactSearcher
+from pyterrier_mvret.indexes.sparse_seismic import Seismic, SeismicSearcher
 from pyterrier_mvret.indexes.sparse_stages import SparseIndexer, SparseRetriever, SparseScorer
 from pyterrier_mvret.indexes.sparse_store import SparseStore
 from pyterrier_mvret.scoring.bm25 import BM25, Idf
 
-Engine = Literal["pisa", "csr"]
-_ENGINES = ("pisa", "csr")
+Engine = Literal["pisa", "csr", "seismic"] | Seismic
+_ENGINES = ("pisa", "csr", "seismic")
 _SCALE = 100.0
 
 
@@ -35,8 +36,10 @@ class SparseIndex(SegmentedIndex[SparseStore]):
         path: the folder.
         engine: what searches. ``"pisa"`` (the default; Linux) compresses postings as integers and leaves out documents
             that cannot be among the best; scores are the formula's within rounding, mostly below 1 %. ``"csr"`` is the
-            exact product in float64, with all postings in memory; faster on small collections. Any index can be opened
-            with either; none takes that of the index on disk.
+            exact product in float64, with all postings in memory; faster on small collections. ``"seismic"`` (extra
+            ``seismic``; also :class:`mv.Seismic(...) <Seismic>` with its settings) is approximate: scores are exact,
+            some of the best documents may be missing. Any index can be opened with any; none takes that of the index
+            on disk.
         scale: PISA's BM25 with the idf ``"rsj"`` keeps weights as multiples of 1 / scale (100 by default); smaller
             ones than half of that are lost, with a warning.
         verbose: progress bars.
@@ -45,7 +48,7 @@ class SparseIndex(SegmentedIndex[SparseStore]):
         FileNotFoundError: used before it is built.
         DamagedIndexError: a file is missing, cut short or changed.
         ValueError: a setting other than that of the index on disk, or queries of another encoder.
-        ImportError: ``engine="pisa"`` where pyterrier-pisa is not installed.
+        ImportError: ``engine="pisa"`` where pyterrier-pisa is not installed, ``"seismic"`` without pyseismic-lsr.
 
     >>> import tempfile
     >>> import pandas as pd
@@ -75,8 +78,8 @@ class SparseIndex(SegmentedIndex[SparseStore]):
         verbose: bool = False,
     ):
         super().__init__(path)
-        if engine not in (None, *_ENGINES):
-            raise ValueError(f"engine must be 'pisa' or 'csr', got {engine!r}")
+        if engine not in (None, *_ENGINES) and not isinstance(engine, Seismic):
+            raise ValueError(f"engine must be 'pisa', 'csr', 'seismic' or mv.Seismic(...), got {engine!r}")
         if scale is not None and not 0 < scale < np.inf:
             raise ValueError(f"scale must be a finite number above 0, got {scale!r}")
         self.engine, self.scale, self.verbose = engine, scale, verbose
@@ -183,11 +186,13 @@ class SparseIndex(SegmentedIndex[SparseStore]):
         return [["docno", frames.TOKS]]
 
     def _new_manifest(self) -> dict[str, Any]:
-        return super()._new_manifest() | {"engine": self.engine or "pisa", "scale": float(self.scale or _SCALE)}
+        return super()._new_manifest() | {"engine": self._named or "pisa", "scale": float(self.scale or _SCALE)}
 
     def _builder(self, folder: Path, manifest: dict[str, Any], before: SparseStore | None) -> SparseSegmentBuilder:
         if self._engine(manifest) == "pisa":
             sparse_pisa.require_pisa()  # before hours of encoding, not after them
+        if self._engine(manifest) == "seismic":
+            sparse_seismic.require_seismic()
 
         def check(found: dict[str, Any] | None) -> None:
             self._check_encoder(manifest, found)
@@ -206,13 +211,22 @@ class SparseIndex(SegmentedIndex[SparseStore]):
         if self.scale not in (None, manifest["scale"]):
             raise ValueError(f"{self.path} was built with scale={manifest['scale']}, not {self.scale}")
 
+    @property
+    def _named(self) -> str | None:
+        """The engine's name; its settings are not kept with the index."""
+        return "seismic" if isinstance(self.engine, Seismic) else self.engine
+
     def _engine(self, manifest: dict[str, Any]) -> str:
-        return self.engine or manifest["engine"]
+        return self._named or manifest["engine"]
 
     def searcher(self, store: SparseStore, weighting: BM25 | None) -> Any:
         """What searches a store, made on first use."""
-        if self._engine(store.manifest) == "csr":
+        engine = self._engine(store.manifest)
+        if engine == "csr":
             return store.searcher(("csr", weighting), lambda: ExactSearcher(store, weighting))
+        if engine == "seismic":
+            settings = self.engine if isinstance(self.engine, Seismic) else Seismic()
+            return store.searcher((settings, weighting), lambda: SeismicSearcher(store, weighting, settings))
         scale = store.manifest["scale"]
         return store.searcher(("pisa", weighting), lambda: sparse_pisa.PisaSearcher(store, weighting, scale))
 
@@ -245,4 +259,4 @@ class SparseIndex(SegmentedIndex[SparseStore]):
     def _check_files(self, manifest: dict[str, Any]) -> None:
         super()._check_files(manifest)
         for folder in derived_folders(self.path):
-            sparse_pisa.check_folder(folder, whole=True)
+            derived_files.check_folder(folder, whole=True)

@@ -13,8 +13,6 @@ in memory, some 40 bytes each.
 
 import contextlib
 import ctypes
-import errno
-import hashlib
 import json
 import os
 import threading
@@ -29,8 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pyterrier_mvret.indexes import segments
-from pyterrier_mvret.indexes.documents import READ_WHOLE
+from pyterrier_mvret.indexes.derived_files import META, check_folder, making, opened, seal
 from pyterrier_mvret.indexes.sparse_exact import Query
 from pyterrier_mvret.indexes.sparse_store import SparseStore
 from pyterrier_mvret.scoring.bm25 import BM25, Matrix, row_sums
@@ -48,7 +45,6 @@ _SLACK = 32
 # scores and names that PISA holds at once
 _RESULTS_AT_ONCE = 1 << 20
 _LARGEST = np.iinfo(np.uint32).max
-_META = "pt_meta.json"
 _PISA = {"type": "sparse_index", "format": "pisa", "package_hint": "pyterrier-pisa", "stemmer": "none"}
 _TOO_LARGE = "weights are too large for PISA's 32-bit integers: build the index with a smaller scale"
 
@@ -154,17 +150,13 @@ def _opened(store: SparseStore, weighting: BM25 | None, scale: float) -> tuple[d
 
     They are made where there are none.
     """
-    folder = segments.derived_folder(store.path, key_of(store, weighting, scale))
-    while True:
-        if not folder.exists():
-            _derive(store, weighting, scale)
-        try:
-            # PISA ends the process where a file is gone
-            with segments.kept(folder):
-                meta = check_folder(folder)
-                return meta, _retriever(folder, _Plan(**meta["plan"])) if meta["postings"] > meta["lost"] else None
-        except FileNotFoundError:  # a writer dropped it just now
-            continue
+
+    def read(folder: Path) -> tuple[dict[str, Any], Any]:
+        # PISA ends the process where a file is gone
+        meta = check_folder(folder, keys=("plan", "postings", "lost"))
+        return meta, _retriever(folder, _Plan(**meta["plan"])) if meta["postings"] > meta["lost"] else None
+
+    return opened(store.path, key_of(store, weighting, scale), lambda: _derive(store, weighting, scale), read)
 
 
 def key_of(store: SparseStore, weighting: BM25 | None, scale: float) -> str:
@@ -191,23 +183,12 @@ def _derive(store: SparseStore, weighting: BM25 | None, scale: float) -> None:
         raise ValueError(_TOO_LARGE)
     lost = int((levels == 0).sum())
     meta = _PISA | {"weighting": repr(weighting), "plan": asdict(plan), "postings": len(levels), "lost": lost}
-    try:
-        with segments.deriving(store.path, key_of(store, weighting, scale)) as folder:
-            (folder / _META).write_text(json.dumps({**meta, "files": {}}))
-            if len(levels) > lost:
-                write_inverted(folder, levels, matrix)
-                _compress(folder, plan)
-            files = {p.name: _described(p) for p in sorted(folder.iterdir()) if p.name != _META}
-            (folder / _META).write_text(json.dumps({**meta, "files": files}, indent=1))
-            for path in folder.iterdir():
-                _sync(path)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        raise PermissionError(
-            f"{store.path} lacks PISA's files for this search and cannot be written to ({error}): search it once where "
-            'it can be, or open it with engine="csr"'
-        ) from error
+    with making(store.path, key_of(store, weighting, scale), "PISA") as folder:
+        (folder / META).write_text(json.dumps({**meta, "files": {}}))
+        if len(levels) > lost:
+            write_inverted(folder, levels, matrix)
+            _compress(folder, plan)
+        seal(folder, meta)
 
 
 def _plan(matrix: Matrix, weighting: BM25 | None, scale: float) -> _Plan:
@@ -321,38 +302,3 @@ def silent() -> Iterator[None]:
                 os.dup2(copy, handle)
             for handle in (nowhere, *saved.values()):
                 os.close(handle)
-
-
-def check_folder(folder: Path, *, whole: bool = False) -> dict[str, Any]:
-    """What a folder of PISA's files says of itself, after a check of sizes, and of checksums where that takes no time.
-
-    Args:
-        folder: where they are.
-        whole: checks the checksums of large files, too.
-
-    Raises:
-        DamagedIndexError: a file is missing, cut short or changed.
-    """
-    try:
-        meta = json.loads((folder / _META).read_text())
-        for name, expected in meta["files"].items():
-            read = whole or expected["bytes"] <= READ_WHOLE
-            if (folder / name).stat().st_size != expected["bytes"] or (read and _described(folder / name) != expected):
-                raise segments.DamagedIndexError(f"{folder / name} differs from what was written: delete {folder}")
-        if not {"plan", "postings", "lost"} <= meta.keys():
-            raise KeyError("it does not say how weights were rounded")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, segments.DamagedIndexError):
-            raise
-        raise segments.DamagedIndexError(f"{folder} is damaged ({error}): delete it, it is made anew") from error
-    return meta
-
-
-def _described(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

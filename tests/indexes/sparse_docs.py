@@ -1,10 +1,16 @@
-"""Small random collections of weighted terms."""
+"""Small random collections of weighted terms, and the engines that search them."""
+
+import importlib.util
 
 import numpy as np
 import pandas as pd
+import pytest
 from scipy.sparse import csr_array
 
 from tests.scoring.test_bm25 import FRACTIONS, WHOLE
+
+needs_seismic = pytest.mark.skipif(importlib.util.find_spec("seismic") is None, reason="pyseismic-lsr is not installed")
+ENGINES = ["pisa", "csr", pytest.param("seismic", marks=needs_seismic)]
 
 
 def named(dicts, prefix="d"):

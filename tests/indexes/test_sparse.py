@@ -1,4 +1,4 @@
-"""Retrieval and rescoring from a sparse index, by both engines."""
+"""Retrieval and rescoring from a sparse index, by every engine."""
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +11,7 @@ import pytest
 import pyterrier_mvret as mv
 from pyterrier_mvret.scoring import BM25, bm25_matrix
 from tests.indexes.sparse_docs import (
+    ENGINES,
     FRACTION_DOCS,
     WHOLE_DOCS,
     asked,
@@ -21,8 +22,7 @@ from tests.indexes.sparse_docs import (
     topics,
 )
 
-ENGINES = ["pisa", "csr"]
-both = pytest.mark.parametrize("engine", ENGINES)
+each = pytest.mark.parametrize("engine", ENGINES)
 
 
 def build(path, docs, engine="csr", **settings):
@@ -33,7 +33,7 @@ def scores_of(results, qid="q0"):
     return dict(results[results["qid"] == qid][["docno", "score"]].itertuples(index=False))
 
 
-@both
+@each
 def test_the_tables_worked_by_hand(path, tmp_path, engine):
     index = build(path, WHOLE_DOCS, engine)
     for k1, b, weight, expected in (
@@ -79,7 +79,7 @@ def test_pisa_is_the_formula_within_its_rounding(path, form):
     assert min(overlap) >= 0.9
 
 
-@both
+@each
 def test_dot_products(path, engine):
     docs, queries = latents(200), asked(10)
     documents, asked_for = matrices(docs, queries)
@@ -92,7 +92,7 @@ def test_dot_products(path, engine):
         assert len(group) == (expected[row] > 0).sum()
 
 
-@both
+@each
 @pytest.mark.parametrize("k", [1, 7, 100])
 def test_a_cutoff_leaves_the_ranking(path, engine, k):
     index, queries = build(path, latents(300), engine), asked(10)
@@ -107,7 +107,7 @@ def test_a_cutoff_leaves_the_ranking(path, engine, k):
     assert index.bm25(num_results=5).fuse_rank_cutoff(9) is None
 
 
-@both
+@each
 def test_equal_scores_are_ranked_by_docno_also_at_the_cut(path, engine):
     names = [f"n{i:03}" for i in np.random.default_rng(0).permutation(120)]
     docs = [{"docno": n, "toks": {"a": 2.0, "c": 1.0}} for n in names] + named([{"b": 1.0}] * 200, "x")
@@ -119,7 +119,7 @@ def test_equal_scores_are_ranked_by_docno_also_at_the_cut(path, engine):
             assert results["score"].nunique() == 1
 
 
-@both
+@each
 def test_terms_of_half_the_documents_find_nothing_and_change_no_ranking(path, engine):
     docs = [*named([{"all": 1.0 + i, **({"rare": 2.0} if i < 3 else {})} for i in range(10)])]
     index = build(path, docs, engine)
@@ -133,7 +133,7 @@ def test_terms_of_half_the_documents_find_nothing_and_change_no_ranking(path, en
     assert len(index.retriever()(topics({"all": 1.0}))) == 10
 
 
-@both
+@each
 def test_queries_without_known_terms(path, engine):
     index = build(path, WHOLE_DOCS, engine)
     queries = topics({"nowhere": 1.0}, {}, {"z3": 0.0}, {"z3": 1.0, "nowhere": 9.0})
@@ -186,7 +186,7 @@ def test_rescoring_is_exact_whatever_the_engine(path):
     assert index.scorer()(queries.head(1).assign(docno="d49"))["score"].tolist() == [0.0]  # without terms
 
 
-@both
+@each
 def test_few_documents(path, tmp_path, engine):
     empty = build(path, [], engine)
     assert len(empty) == 0
@@ -202,7 +202,7 @@ def test_few_documents(path, tmp_path, engine):
     assert none.info()["empty"] == 2
 
 
-@both
+@each
 def test_queries_with_several_rows_and_in_batches(path, engine):
     index, queries = build(path, latents(200), engine), asked(9)
     expected = index.bm25(batch_size=64)(queries)
@@ -226,7 +226,7 @@ def test_a_grid_of_parameters_does_not_fill_the_memory(path):
     assert index.searcher(index.store, None) is not first
 
 
-@both
+@each
 def test_threads_share_what_searches(path, engine):
     index, queries = build(path, latents(100), engine), asked(4)
     stages = [index.bm25(), index.bm25(2), index.retriever()] * 4
@@ -268,7 +268,7 @@ def test_an_index_that_is_open_stays_where_it_is(tmp_path, monkeypatch):
 
 def test_settings_that_are_none(path):
     index = mv.SparseIndex(path)
-    with pytest.raises(ValueError, match="engine must be 'pisa' or 'csr', got 'exact'"):
+    with pytest.raises(ValueError, match="engine must be 'pisa', 'csr', 'seismic' or .*, got 'exact'"):
         mv.SparseIndex(path, "exact")
     for scale in (0, -1, np.inf, np.nan):
         with pytest.raises(ValueError, match="scale must be a finite number above 0"):
@@ -284,7 +284,7 @@ def test_settings_that_are_none(path):
         index.bm25()(topics({"a": 1.0}))
 
 
-@both
+@each
 def test_terms_and_names_may_be_any_text(path, engine):
     odd = ["a b", "new\nline", "", "é\u2028", "日本", "0000000001", "%", "\t"]
     docs = [{"docno": f"doc {t}\n", "toks": {t: 1.0 + i}} for i, t in enumerate(odd)]

@@ -12,7 +12,7 @@ import pytest
 import pyterrier_mvret as mv
 from pyterrier_mvret.indexes import sparse_builder
 from pyterrier_mvret.indexes.segments import DamagedIndexError
-from tests.indexes.sparse_docs import WHOLE_DOCS, asked, latents, named, topics
+from tests.indexes.sparse_docs import ENGINES, WHOLE_DOCS, asked, latents, named, topics
 
 
 def build(path, docs=WHOLE_DOCS, engine="csr", **settings):
@@ -95,7 +95,7 @@ def test_blocks_change_nothing(path, tmp_path, monkeypatch):
     assert {name: file["sha256"] for name, file in one.items()} == {name: file["sha256"] for name, file in two.items()}
 
 
-@pytest.mark.parametrize("engine", ["pisa", "csr"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_appended_documents_are_as_if_built_at_once(path, tmp_path, engine):
     docs, queries = latents(200), asked(8)
     docs[150:] = [{**d, "toks": {**d["toks"], f"new{i}": 3.0}} for i, d in enumerate(docs[150:])]

@@ -14,7 +14,7 @@ import pyterrier_pisa
 import pytest
 
 import pyterrier_mvret as mv
-from pyterrier_mvret.indexes import segments, sparse_pisa
+from pyterrier_mvret.indexes import derived_files, segments, sparse_pisa
 from pyterrier_mvret.indexes.segments import DamagedIndexError
 from tests.indexes.sparse_docs import FRACTION_DOCS, WHOLE_DOCS, asked, latents, topics
 
@@ -56,8 +56,8 @@ def test_damaged_files_are_named_and_can_be_deleted(tmp_path, monkeypatch):
             # PISA would end the process, or find other documents
             with pytest.raises(DamagedIndexError, match=file.name):
                 mv.SparseIndex(path).bm25()(topics({"z3": 1.0}))
-            monkeypatch.setattr(sparse_pisa, "READ_WHOLE", 0)
-            sparse_pisa.check_folder(folder)
+            monkeypatch.setattr(derived_files, "READ_WHOLE", 0)
+            derived_files.check_folder(folder)
             with pytest.raises(DamagedIndexError, match=file.name):
                 mv.SparseIndex(path).verify()
             monkeypatch.undo()
@@ -139,7 +139,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     index.bm25()(query)
-    monkeypatch.setattr(sparse_pisa.segments, "deriving", refused)
+    monkeypatch.setattr(segments, "deriving", refused)
     assert len(mv.SparseIndex(tmp_path / "i").bm25()(query)) == 1
     with pytest.raises(PermissionError, match="lacks PISA's files for this search and cannot be written to .* engine="):
         index.retriever()(query)
