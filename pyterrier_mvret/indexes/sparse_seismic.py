@@ -144,6 +144,8 @@ def _derive(store: SparseStore, weighting: BM25 | None) -> None:
             with silent():
                 SeismicIndexRawLV.build(str(vectors), n_postings=_POSTINGS).save(str(folder / "index"))
             vectors.unlink()
+            (written,) = folder.iterdir()  # with or without a suffix, as releases differ from their documentation
+            written.rename(folder / "index")
         seal(folder, _META | {"weighting": repr(weighting), "postings": int(matrix.nnz)})
 
 
