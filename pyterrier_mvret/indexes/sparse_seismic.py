@@ -3,7 +3,7 @@
 Each term's postings are grouped into blocks of similar documents, each with a summary of its largest weights. A query
 looks into the lists of its heaviest terms, skips blocks whose summary says that they are not worth it, and scores the
 documents of the others in full (Bruch, Nardini, Rulli and Venturini, "Efficient Inverted Indexes for Approximate
-Retrieval over Learned Sparse Representations", SIGIR 2024, arXiv 2404.18812, sections 5 and 6).
+Retrieval over Learned Sparse Representations", SIGIR 2024, arXiv 2404.18812).
 
 Seismic stores weights as 16-bit floats, so what it finds is scored again here, in float64 from the stored weights.
 """
@@ -47,10 +47,11 @@ class Seismic:
     to 3,500 documents are searched in full, whatever they are.
 
     Args:
-        query_cut: how many of a query's heaviest terms are looked up (section 6); documents that have only others are
-            not found. The default is our own choice (``benchmarks/sparse_engines.py``).
-        heap_factor: from 0, which skips no block of postings, to 1 and above: blocks whose summary promises less than
-            this part of the worst score so far are skipped.
+        query_cut: how many of a query's heaviest terms are looked up; documents that have only others are not found.
+            The authors recommend 10 for queries of words; more is our own choice, as latents weigh more alike
+            (``benchmarks/NOTES.md``).
+        heap_factor: from 0, which skips no block of documents, to 1 and above: blocks whose summary promises less than
+            this part of the last of the best scores so far are skipped.
 
     Raises:
         ValueError: a setting outside its range.
