@@ -239,6 +239,8 @@ def latent() -> str:
     test = "paired randomisation over topics, p < 0.05 after Holm's correction within a collection and measure"
     lines.append(f"\n\\* differs from cosine, + from random atoms with the same idf: {test}.")
     return "\n".join(["", *lines, ""])
+
+
 def laspar() -> str:
     """nDCG@10 of heads over seeds, and their costs; of other architectures than the mean, two ways of training."""
     rows = json.loads((HERE / "laspar.json").read_text())["rows"]

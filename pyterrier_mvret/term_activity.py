@@ -29,7 +29,7 @@ _TEXTS_A_BLOCK = 256
 _BLANKS = str.maketrans({" ": "Ġ", "\n": "Ċ", "\t": "ĉ", "\r": "č"})
 
 
-class Vocabulary(Protocol):
+class LatentModel(Protocol):
     """What makes terms of texts: :class:`LatentTerms`."""
 
     encoder: "TokenEncoder"
@@ -81,7 +81,7 @@ class Fired(NamedTuple):
         return pooled_terms(*columns, self.offsets, pooling.pool, pooling.transform, top)
 
 
-def fired(model: Vocabulary, texts: Sequence[str], task: "Task") -> Fired:
+def fired(model: LatentModel, texts: Sequence[str], task: "Task") -> Fired:
     """Which latents are active in which tokens of at least one text."""
     pooling = model.pooling
     states = token_states(model.encoder, texts, task, pooling.layer, pooling.special_tokens)
@@ -125,7 +125,7 @@ def size_of(corpus: Iterable[Any]) -> int | None:
     return len(corpus) if isinstance(corpus, Sized) else None
 
 
-def frequencies(model: Vocabulary, corpus: Iterable[Any], text_field: str, verbose: bool) -> pd.DataFrame:
+def frequencies(model: LatentModel, corpus: Iterable[Any], text_field: str, verbose: bool) -> pd.DataFrame:
     """How often each latent is active; see :meth:`LatentTerms.frequencies`."""
     size = model.dictionary.latents
     tokens, documents, mass = np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size)

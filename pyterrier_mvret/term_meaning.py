@@ -17,8 +17,8 @@ from pyterrier_mvret.indexes.sparse_stages import checked_weighting
 from pyterrier_mvret.scoring.bm25 import BM25, idf
 from pyterrier_mvret.term_activity import (
     Fired,
+    LatentModel,
     Passage,
-    Vocabulary,
     fired,
     in_blocks,
     passages_of,
@@ -191,7 +191,7 @@ def _merged(text: str, spans: Array, activations: Array) -> tuple[list[Span], li
 
 
 def describe(
-    model: Vocabulary,
+    model: LatentModel,
     terms: str | Iterable[str],
     corpus: Iterable[Any],
     *,
@@ -271,7 +271,7 @@ def _meanings(encoder: "TokenEncoder", tally: _Tally, places: dict[str, int], to
 
 
 def explain(
-    model: Vocabulary,
+    model: LatentModel,
     query: str,
     text: str,
     index: "SparseIndex | None",
