@@ -52,7 +52,8 @@ class TopKSAE(nn.Module):
         latents: size of the dictionary; the paper's 32,768 is of the order of a tokeniser's vocabulary.
         k: active latents of a token at most.
         budget: ``"token"``, or ``"batch"``: BatchTopK, which spends ``k`` a token on average over a batch in training,
-            and afterwards keeps the values above a threshold that training has found.
+            and afterwards keeps the values above a threshold that training has found. States that are longer than
+            others take most of it, so it goes with ``input_norm="layer"``.
         prefixes: sizes of nested dictionaries that each are to reconstruct (Matryoshka); none for the whole alone.
         input_norm: ``"layer"`` takes a state's mean away and divides by its deviation first (Gao et al. do; for Latent
             Terms it is not said); then the length of a state no longer adds to the weight of its terms.

@@ -81,8 +81,11 @@ class Chosen(torch.autograd.Function):
         """As of ``(centred[:, None] * encoder[ids]).sum(-1) + bias[ids]``."""
         centred, encoder, ids = ctx.saved_tensors
         to_states = F.embedding_bag(ids, encoder, per_sample_weights=gradient, mode="sum")
-        to_encoder, to_bias = torch.zeros_like(encoder), encoder.new_zeros(len(encoder))
-        for column in range(ids.shape[1]):  # some rows at a time: all pairs at once would be k times the states
-            to_encoder.index_add_(0, ids[:, column], gradient[:, column, None] * centred)
+        tokens, columns = gradient.nonzero(as_tuple=True)  # most of a row is none where a batch's budget is spent
+        places = torch.stack([ids[tokens, columns], tokens])
+        matrix = torch.sparse_coo_tensor(
+            places, gradient[tokens, columns], (len(encoder), len(centred)), check_invariants=False
+        )
+        to_encoder, to_bias = torch.sparse.mm(matrix, centred), encoder.new_zeros(len(encoder))
         to_bias.index_add_(0, ids.flatten(), gradient.flatten())
         return to_states, to_encoder, to_bias, None, None
