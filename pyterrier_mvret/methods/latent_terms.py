@@ -280,7 +280,7 @@ class LatentTerms(Configured):
         try:
             if run.finished:
                 assert run.path is not None
-                sae, history = TopKSAE.load(run.path / _SAE), run.history()
+                sae, history = TopKSAE.load(run.path / _SAE, device or get_device_name()), run.history()
             else:
                 checkpoints = None if run.path is None else run.folder
                 history = how.fit(sae.to(device or get_device_name()), states, checkpoints=checkpoints, verbose=verbose)
