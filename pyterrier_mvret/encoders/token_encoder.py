@@ -12,19 +12,8 @@ import numpy.typing as npt
 import pyterrier as pt
 
 from pyterrier_mvret.component import Configured
-from pyterrier_mvret.encoders import (
-    batches,
-    checkpoints,
-    forward,
-    heads,
-    latents,
-    markers,
-    models,
-    openvino,
-    salience,
-    settings,
-)
-from pyterrier_mvret.encoders.forward import Fields, Task
+from pyterrier_mvret.encoders import batches, checkpoints, heads, latents, markers, models, openvino, salience, settings
+from pyterrier_mvret.encoders.forward import Fields, Task, fields_of
 from pyterrier_mvret.encoders.token_batch import TokenBatch
 
 if TYPE_CHECKING:
@@ -231,7 +220,7 @@ class TokenEncoder(Configured):
         model.eval()  # no dropout, also between two steps of training
         try:
             for places, features in batches.batches(model, inputs, task, self.batch_size, whole):
-                yield from zip(places, forward.fields_of(model, features, task), strict=True)
+                yield from zip(places, fields_of(model, features, task), strict=True)
         finally:
             model.train(training)
 

@@ -13,15 +13,8 @@ from pyterrier_mvret.encoders.latents import LatentSettings, head_of, latent_vec
 from pyterrier_mvret.methods.laspar import Laspar
 from tests import checkpoints
 from tests.encoders.test_latents import with_latents
+from tests.methods.test_latent_terms import DOCS, TEXTS
 
-TEXTS = {
-    "d1": "a cat sat on the mat",
-    "d2": "the dog ran fast",
-    "d3": "blue sky",
-    "d4": "",
-    "d5": "rain fell in the sky and it was blue",
-}
-DOCS = pd.DataFrame({"docno": TEXTS.keys(), "text": TEXTS.values()})
 TOPICS = pd.DataFrame({"qid": ["1", "2"], "query": ["blue rain", "a cat"]})
 
 
