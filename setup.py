@@ -78,6 +78,7 @@ setup(
     entry_points={
         "pyterrier.artifact": [
             "multivec_index.mvret = pyterrier_mvret.indexes.multivec:MultiVecIndex",
+            "singlevec_index.mvret = pyterrier_mvret.indexes.singlevec:SingleVecIndex",
             "sparse_index.mvret = pyterrier_mvret.indexes.sparse:SparseIndex",
         ],
         "pyterrier.dataset_provider": ["mvret = pyterrier_mvret.datasets:DatasetProvider"],

@@ -26,6 +26,7 @@ _PUBLIC = {
     "Seismic": "pyterrier_mvret.indexes.sparse_seismic",
     "Sentences": "pyterrier_mvret.encoders.splitters",
     "SAETrainer": "pyterrier_mvret.training.sae",
+    "SingleVecIndex": "pyterrier_mvret.indexes.singlevec",
     "SparseIndex": "pyterrier_mvret.indexes.sparse",
     "Soft": "pyterrier_mvret.scoring.strategies",
     "TokenBatch": "pyterrier_mvret.encoders.token_batch",
@@ -33,6 +34,7 @@ _PUBLIC = {
     "TopK": "pyterrier_mvret.scoring.strategies",
     "TopKSAE": "pyterrier_mvret.encoders.sae",
     "TopP": "pyterrier_mvret.scoring.strategies",
+    "VectorEncoder": "pyterrier_mvret.encoders.vector_encoder",
     "citation": "pyterrier_mvret.citation",
     "datasets": "pyterrier_mvret.datasets",
     "explain": "pyterrier_mvret.explain",
@@ -55,7 +57,9 @@ if TYPE_CHECKING:
     from pyterrier_mvret.encoders.splitters import Paragraphs, Phrases, Sentences
     from pyterrier_mvret.encoders.token_batch import TokenBatch
     from pyterrier_mvret.encoders.token_encoder import TokenEncoder
+    from pyterrier_mvret.encoders.vector_encoder import VectorEncoder
     from pyterrier_mvret.indexes.multivec import MultiVecIndex
+    from pyterrier_mvret.indexes.singlevec import SingleVecIndex
     from pyterrier_mvret.indexes.sparse import SparseIndex
     from pyterrier_mvret.indexes.sparse_seismic import Seismic
     from pyterrier_mvret.methods.agrame import AGRaME

@@ -20,6 +20,10 @@ DOC_TOK_IDS = "doc_tok_ids"  # int32 (tokens,), row for row with doc_embs
 DOC_TOK_OFFSETS = "doc_tok_offsets"  # int32 (tokens, 2): characters [start, end) of each token in the text
 DOC_WEIGHTS = "doc_weights"  # float32 (tokens,), row for row with doc_embs; optional
 DOC_ENCODER = "doc_encoder"  # JSON text: everything that fixed the document vectors
+QUERY_VEC = "query_vec"  # float32 (dim,) array, one a query: of the whole text, not of its tokens
+QUERY_VEC_ENCODER = "query_vec_encoder"  # identity of the vector space it is of
+DOC_VEC = "doc_vec"  # float32 (dim,) array, one a document
+DOC_VEC_ENCODER = "doc_vec_encoder"  # JSON text: everything that fixed the document vectors
 QUERY_TOKS = "query_toks"  # {term: weight}, one a query (PyTerrier's name)
 QUERY_TOKS_ENCODER = "query_toks_encoder"  # identity of the vocabulary that the query's terms are of
 TOKS = "toks"  # {term: weight}, one a document (PyTerrier's name)
@@ -46,6 +50,8 @@ CITATIONS = "qcitations"  # docnos of these numbers
 
 # columns that belong together: whoever replaces the vectors replaces or drops the others
 QUERY_COLUMNS = (QUERY_EMBS, QUERY_TOK_IDS, QUERY_WEIGHTS, QUERY_ENCODER)
+QUERY_VEC_COLUMNS = (QUERY_VEC, QUERY_VEC_ENCODER)
+DOC_VEC_COLUMNS = (DOC_VEC, DOC_VEC_ENCODER)
 QUERY_TOKS_COLUMNS = (QUERY_TOKS, QUERY_TOKS_ENCODER)
 TOKS_COLUMNS = (TOKS, TOKS_ENCODER)
 CITATION_COLUMNS = (SENTENCE_ID, SENTENCE, SENTENCE_START, SENTENCE_END, MARGIN, PROPOSITIONS)
@@ -193,12 +199,28 @@ def matrix(value: Any, what: str) -> npt.NDArray[Any]:
     Raises:
         ValueError: not an array of numbers, another shape, or a value that is not finite in float32.
     """
+    return _numbers(value, what, 2, "(tokens, dim)")
+
+
+def vector(value: Any, what: str) -> npt.NDArray[Any]:
+    """The same for an array of one dimension, (dim,).
+
+    >>> vector([1, 2.5], "query_vec of query '1'")
+    array([1. , 2.5], dtype=float32)
+    >>> vector([[1, 2.5]], "query_vec of query '1'")
+    Traceback (most recent call last):
+    ValueError: query_vec of query '1': expected a (dim,) array of numbers, got shape (1, 2), float64
+    """
+    return _numbers(value, what, 1, "(dim,)")
+
+
+def _numbers(value: Any, what: str, dimensions: int, shape: str) -> npt.NDArray[Any]:
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:  # a tensor that numpy cannot read, a ragged list
-        raise ValueError(f"{what}: expected a (tokens, dim) array of numbers: {error}") from error
-    if array.ndim != 2 or array.dtype.kind not in "fiu":
-        raise ValueError(f"{what}: expected a (tokens, dim) array of numbers, got shape {array.shape}, {array.dtype}")
+        raise ValueError(f"{what}: expected a {shape} array of numbers: {error}") from error
+    if array.ndim != dimensions or array.dtype.kind not in "fiu":
+        raise ValueError(f"{what}: expected a {shape} array of numbers, got shape {array.shape}, {array.dtype}")
     with np.errstate(over="ignore"):
         array = array.astype(np.float32, copy=False)
     if not np.isfinite(array).all():

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pyterrier_mvret.encoders import heads
 
 if TYPE_CHECKING:
-    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 
 Layout = Literal["native", "pylate", "stanford", "sentence", "transformer"]
 
@@ -219,6 +219,13 @@ def naming(folder: Path) -> Iterator[None]:
         raise ValueError(f"the checkpoint {folder} cannot be read: {error!r}") from error
 
 
+def prompts_of(encoder: "SentenceTransformer") -> dict[str, str]:
+    """What a sentence encoder puts before queries and before documents."""
+    saved = encoder.prompts or {}
+    document = next((saved[k] for k in ("document", "passage", "corpus") if saved.get(k)), "")
+    return {"query": saved.get("query") or "", "document": document or ""}
+
+
 def _plain(
     folder: Path, layout: Layout, head: heads.Head | None, trust_remote_code: bool, latents: bool
 ) -> "MultiVectorEncoder":
@@ -243,9 +250,7 @@ def _plain(
         if not isinstance(encoder[0], Transformer):
             raise ValueError(f"{folder} starts with {type(encoder[0]).__name__}, which yields no token states")
         backbone = encoder[0]
-        saved = encoder.prompts or {}
-        document = next((saved[k] for k in ("document", "passage", "corpus") if saved.get(k)), "")
-        prompts = {"query": saved.get("query") or "", "document": document or ""}
+        prompts = prompts_of(encoder)
     projection = head.modules(backbone.get_embedding_dimension()) if head is not None else []
     rest = [MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
     return MultiVectorEncoder(modules=[backbone, *projection, *rest], device="cpu", prompts=prompts)

@@ -137,8 +137,13 @@ def state(model: "MultiVectorEncoder") -> tuple[Any, ...]:
     return (
         normalizes(model),
         _forms(model),
-        *((t.data_ptr(), t._version) for t in (*model.parameters(), *model.buffers())),
+        *tensor_state(model),
     )
+
+
+def tensor_state(module: "torch.nn.Module") -> tuple[Any, ...]:
+    """Changes with a module's weights."""
+    return tuple((t.data_ptr(), t._version) for t in (*module.parameters(), *module.buffers()))
 
 
 def _forms(model: "MultiVectorEncoder") -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Text to token vectors, on sentence-transformers' ``MultiVectorEncoder``."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyterrier as pt
 
-from pyterrier_mvret.component import Configured
-from pyterrier_mvret.encoders import batches, checkpoints, heads, latents, markers, models, openvino, salience, settings
+from pyterrier_mvret.encoders import batches, checkpoints, heads, latents, markers, openvino, salience, settings
 from pyterrier_mvret.encoders.forward import Fields, Task, fields_of
+from pyterrier_mvret.encoders.opened import OpenedOnUse
 from pyterrier_mvret.encoders.token_batch import TokenBatch
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _BACKENDS = ("torch", "openvino")
 
 
-class TokenEncoder(Configured):
+class TokenEncoder(OpenedOnUse["MultiVectorEncoder"]):
     """Encodes queries and documents as one vector a token.
 
     Opens every public layout of a multi-vector checkpoint (Stanford ColBERT, PyLate, sentence-transformers) and plain
@@ -70,6 +70,8 @@ class TokenEncoder(Configured):
     """
 
     _not_identity: ClassVar[tuple[str, ...]] = ("verbose", "cache_folder")
+    _free_in_memory: ClassVar[tuple[str, ...]] = ("batch_size",)
+    _not_opened_by: ClassVar[tuple[str, ...]] = ("batch_size", "device")
 
     def __init__(
         self,
@@ -245,28 +247,11 @@ class TokenEncoder(Configured):
         folder = checkpoints.local_folder(self.name, self.revision, self.cache_folder, self.trust_remote_code)
         return checkpoints.names_module(folder, checkpoints.SALIENCE)
 
-    @property
-    def space(self) -> str:
-        """``name#digest`` of the vector space: equal digests mean comparable vectors.
+    def _state(self) -> Any:
+        return settings.state(self.model)
 
-        The digest covers every weight, the activations of a head, and whether vectors are normalised, not the name or
-        place of the checkpoint nor device, batch size or arithmetic: vectors from another machine, or in half
-        precision, live in the same space.
-        """
-        return f"{Path(self._label).name}#{self._digest()}"
-
-    @property
-    def _label(self) -> str:
-        return models.label(self.name) if isinstance(self.name, str) else type(self.name).__name__
-
-    def _digest(self) -> str:
-        state = settings.state(self.model)
-        if self._weights is None or self._weights[0] != state:
-            self._weights = (state, settings.digest(self.model))
-        return self._weights[1]
-
-    _weights: tuple[Any, str] | None = None
-    _opened: "tuple[Any, MultiVectorEncoder] | None" = None
+    def _digest_anew(self) -> str:
+        return settings.digest(self.model)
 
     def describe(self) -> dict[str, Any]:
         """Everything that fixes the vectors, as plain data; stored with an index and compared when it grows."""
@@ -288,36 +273,15 @@ class TokenEncoder(Configured):
 
         A model that was passed in is used as it is and never changed, so it takes no settings here.
         """
-        if not isinstance(self.name, str):
-            self._check_in_memory()
-            return self.name
-        if self.backend == "openvino":
+        if self.backend == "openvino" and isinstance(self.name, str):
             openvino.check(self.dtype, self.device)
-        # what only says how the work is done does not make another model
-        key = [(name, copy.copy(value)) for name, value in self._identity() if name not in ("batch_size", "device")]
-        if self._opened is None or self._opened[0] != key:
-            self._weights = None
-            self._opened = (key, self._open(self.name))
-        model = self._opened[1]
-        if self.device is not None and self.device != self._at:
-            model.to(self.device)
-            self._at = self.device
-        return model
-
-    _at: str | None = None
-
-    def _check_in_memory(self) -> None:
-        own = ("name", "batch_size")
-        changed = [p.name for p in self._parameters() if p.name not in own and getattr(self, p.name) != p.default]
-        if changed:
-            raise ValueError(f"{', '.join(changed)}: a model in memory is used as it is; change the model itself")
+        return super().model
 
     def _open(self, name: str) -> "MultiVectorEncoder":
         import torch
         from sentence_transformers.util import get_device_name
 
-        if self.revision is not None and Path(name).is_dir():
-            raise ValueError(f"revision={self.revision!r} is for names on the model hub; {name} is a folder")
+        self._check_revision(name, self.revision)
         folder = checkpoints.local_folder(name, self.revision, self.cache_folder, self.trust_remote_code)
         layout = checkpoints.detect(folder)
         wanted = self.latents
@@ -385,7 +349,3 @@ class TokenEncoder(Configured):
                 setattr(self, parameter.name, parameter.default)
         self.name = str(model) if isinstance(model, Path) else model
         self._opened = self._weights = self._at = None
-
-    def __getstate__(self) -> Mapping[str, Any]:
-        # settings travel, weights do not: a copy in another process opens the checkpoint itself
-        return {k: v for k, v in self.__dict__.items() if k not in ("_opened", "_weights", "_at")}

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pyterrier_mvret import frames
 from pyterrier_mvret.indexes import derive, docnos, quantize, residual
 from pyterrier_mvret.indexes.codecs import Codec
+from pyterrier_mvret.indexes.columns import TOKENS, Columns
 from pyterrier_mvret.indexes.extras import EXTRAS, Extra
 from pyterrier_mvret.indexes.segment_writer import Record, SegmentWriter
 from pyterrier_mvret.scoring import StoredVectors
@@ -76,6 +77,7 @@ class SegmentBuilder(SegmentWriter):
         folder: an empty folder to write into.
         codec: how vectors are stored.
         dim: dimensions, or none to take the first document's.
+        columns: where a record has its vectors.
         store_ids: keep ``doc_tok_ids``.
         store_offsets: keep ``doc_tok_offsets``.
         store_weights: keep ``doc_weights``; none keeps them if the first document has any.
@@ -85,14 +87,13 @@ class SegmentBuilder(SegmentWriter):
         verbose: a progress bar over what is left to do once all vectors are there.
     """
 
-    content, made_by = frames.DOC_EMBS, frames.DOC_ENCODER
-
     def __init__(
         self,
         folder: Path,
         codec: Codec,
         dim: int | None,
         *,
+        columns: Columns = TOKENS,
         store_ids: bool = False,
         store_offsets: bool = False,
         store_weights: bool | None = None,
@@ -103,6 +104,7 @@ class SegmentBuilder(SegmentWriter):
     ):
         super().__init__(folder, known, check_encoder)
         self.codec, self.dim = codec, dim
+        self.content, self.made_by, self._rows_of = columns.doc, columns.doc_encoder, columns.rows
         self.vectors = 0
         self._quantized, self._verbose = quantized, verbose
         self._shortest, self._longest = np.inf, 0.0  # squared lengths of vectors
@@ -153,10 +155,10 @@ class SegmentBuilder(SegmentWriter):
         self.empty += int((lengths == 0).sum())
 
     def _matrix(self, record: Record, name: str) -> npt.NDArray[Any]:
-        value = record.get(frames.DOC_EMBS)
+        value = record.get(self.content)
         if frames.is_missing(value):
-            raise ValueError(f"document {name!r} has no {frames.DOC_EMBS}: put an encoder before the index")
-        matrix = frames.matrix(value, f"{frames.DOC_EMBS} of document {name!r}")
+            raise ValueError(f"document {name!r} has no {self.content}: put an encoder before the index")
+        matrix = self._rows_of(value, f"{self.content} of document {name!r}")
         if not matrix.shape[1]:
             raise ValueError(f"document {name!r} has vectors of 0 dimensions")
         if self.dim is None:

@@ -4,21 +4,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from pyterrier_mvret import frames
 from pyterrier_mvret.indexes.builder import SegmentBuilder
-from pyterrier_mvret.indexes.codecs import CODECS
+from pyterrier_mvret.indexes.columns import TOKENS
 from pyterrier_mvret.indexes.extras import EXTRAS
-from pyterrier_mvret.indexes.segmented import Mode, SegmentedIndex
+from pyterrier_mvret.indexes.segmented import Mode
 from pyterrier_mvret.indexes.stages import MultiVecIndexer, MultiVecRetriever, MultiVecScorer, VecLoader, scoring_of
-from pyterrier_mvret.indexes.store import Store
+from pyterrier_mvret.indexes.vector_index import Dtype, VectorIndex
 from pyterrier_mvret.scoring import ScoringRule
 
-Dtype = Literal["float32", "float16", "bfloat16", "int8", "residual1", "residual2", "residual4"]
 
-
-class MultiVecIndex(SegmentedIndex[Store]):
+class MultiVecIndex(VectorIndex):
     """The token vectors of a collection, in a folder of immutable segments and one manifest.
 
     Build it behind an encoder, ``(colbert.doc_encoder() >> index).index(docs)``; then every verb below is a stage.
@@ -57,7 +52,7 @@ class MultiVecIndex(SegmentedIndex[Store]):
     ARTIFACT_TYPE, ARTIFACT_FORMAT = "multivec_index", "mvret"
     _VERSION = 3
     _KEYS = ("dtype", "dim", "store_ids", "store_offsets", "encoder", "segments")
-    _SEGMENT_KEYS = ("name", "documents", "vectors", "empty", "hash_probe", "files")
+    columns, _DTYPE = TOKENS, "float16"
 
     def __init__(
         self,
@@ -71,11 +66,7 @@ class MultiVecIndex(SegmentedIndex[Store]):
         verbose: bool = False,
     ):
         super().__init__(path)
-        if dtype is not None and dtype not in CODECS:
-            raise ValueError(f"dtype must be one of {', '.join(CODECS)}, got {dtype!r}")
-        if quantize is not None and not isinstance(quantize, bool | np.bool_):
-            raise ValueError(f"quantize must be True, False or None, got {quantize!r}")
-        self.dtype, self.quantize = dtype, quantize
+        self._take(dtype, quantize)
         self.store_ids, self.store_offsets, self.store_weights = store_ids, store_offsets, store_weights
         self.verbose = verbose
 
@@ -171,43 +162,30 @@ class MultiVecIndex(SegmentedIndex[Store]):
         """
         return super().index(iter, mode)
 
-    def _builder(self, folder: Path, manifest: dict[str, Any], before: Store | None) -> SegmentBuilder:
-        return SegmentBuilder(
-            folder,
-            CODECS[manifest["dtype"]],
-            manifest["dim"],
-            store_ids=manifest["store_ids"],
-            store_offsets=manifest["store_offsets"],
-            store_weights=self._store_weights(manifest),
-            known=(lambda names: before.positions(names) >= 0) if before is not None else None,
-            check_encoder=lambda found: self._check_encoder(manifest, found),
-            quantized=manifest.get("quantize"),
-            verbose=self.verbose,
-        )
+    def _kept(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        # weights as in the index, if it has documents that say; none leaves it to the first document
+        present = manifest.get("store_weights", False)
+        return {
+            "store_ids": manifest["store_ids"],
+            "store_offsets": manifest["store_offsets"],
+            "store_weights": self.store_weights if present is None else present,
+        }
 
     def _learned(self, builder: SegmentBuilder) -> dict[str, Any]:
-        return {"dim": builder.dim, "store_weights": builder.weighed}
+        return super()._learned(builder) | {"store_weights": builder.weighed}
 
     def index_inputs(self) -> list[list[str]]:
         """The columns that indexing needs."""
         stored = self._manifest_on_disk() if self.built() else {}
         kept = [x.column for x in EXTRAS.values() if getattr(self, x.setting) or stored.get(x.setting)]
-        return [["docno", frames.DOC_EMBS, *kept]]
+        return [["docno", self.columns.doc, *kept]]
 
     def _new_manifest(self) -> dict[str, Any]:
         return super()._new_manifest() | {
-            "dtype": self.dtype or "float16",
-            "quantize": None if self.quantize is None else bool(self.quantize),
-            "dim": None,
             "store_ids": self.store_ids,
             "store_offsets": self.store_offsets,
             "store_weights": self.store_weights,
         }
-
-    def _store_weights(self, manifest: dict[str, Any]) -> bool | None:
-        """As in the index, if it has documents that say; none leaves it to the first document."""
-        present = manifest.get("store_weights", False)
-        return self.store_weights if present is None else present
 
     def _fixed(self, old: dict[str, Any], new: dict[str, Any]) -> tuple[str, ...]:
         """Documents must be scored in the same way, too.
@@ -220,14 +198,8 @@ class MultiVecIndex(SegmentedIndex[Store]):
 
     # ------------------------------------------------------------------ reading
 
-    def _open(self, manifest: dict[str, Any]) -> Store:
-        return Store(self.path, manifest)
-
     def _check_settings(self, manifest: dict[str, Any]) -> None:
-        if self.dtype not in (None, manifest["dtype"]):
-            raise ValueError(f"{self.path} stores {manifest['dtype']}, and was opened with dtype={self.dtype!r}")
-        if self.quantize not in (None, manifest.get("quantize")):
-            raise ValueError(f"{self.path} was built with quantize={manifest.get('quantize')}, not {self.quantize}")
+        super()._check_settings(manifest)
         for setting in (extra.setting for extra in EXTRAS.values()):
             # none: as the first document will have it
             if getattr(self, setting) and manifest.get(setting, False) is False:
@@ -237,28 +209,3 @@ class MultiVecIndex(SegmentedIndex[Store]):
     def scoring(self) -> ScoringRule:
         """The scoring rule of the model that built the index; plain MaxSim if none did."""
         return scoring_of(self.store)
-
-    def info(self) -> dict[str, Any]:
-        """Counts (documents, those without vectors, vectors, segments), bytes, dim, dtype, encoder.
-
-        >>> import numpy as np, tempfile
-        >>> index = MultiVecIndex(tempfile.mkdtemp() + "/toy.mv", dtype="int8")
-        >>> info = index.index([{"docno": "d1", "doc_embs": np.eye(2)}]).info()
-        >>> info["documents"], info["vectors"], info["dim"], info["dtype"]
-        (1, 2, 2, 'int8')
-        """
-        entries = self.manifest["segments"]
-        size = sum(file["bytes"] for entry in entries for file in entry["files"].values())
-        vectors = sum(entry["vectors"] for entry in entries)
-        return {
-            "documents": sum(entry["documents"] for entry in entries),
-            "empty": sum(entry["empty"] for entry in entries),
-            "vectors": vectors,
-            "dim": self.manifest["dim"],
-            "dtype": self.manifest["dtype"],
-            "quantized": self.store.quantized > 0,
-            "bytes": size,
-            "bytes_per_vector": round(size / vectors, 1) if vectors else None,
-            "segments": len(entries),
-            "encoder": (self.manifest["encoder"] or {}).get("space"),
-        }

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,8 @@ class SegmentWriter:
     """
 
     #: columns of the documents' frame: what is stored, and who made it
-    content: ClassVar[str]
-    made_by: ClassVar[str]
+    content: str
+    made_by: str
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The pipeline stages of a :class:`MultiVecIndex`; users get them from its verbs."""
+"""The pipeline stages of a :class:`VectorIndex`; users get them from the verbs of its subclasses."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -17,8 +17,8 @@ from pyterrier_mvret.indexes.segmented import SegmentIndexer
 from pyterrier_mvret.scoring import MaxSim, ScoringRule, rule_of
 
 if TYPE_CHECKING:
-    from pyterrier_mvret.indexes.multivec import MultiVecIndex
     from pyterrier_mvret.indexes.store import Store
+    from pyterrier_mvret.indexes.vector_index import VectorIndex
 
 Array = npt.NDArray[Any]
 # documents scored before the best are sorted out: their scores, a row a query, stay in cache
@@ -33,23 +33,24 @@ class MultiVecIndexer(SegmentIndexer):
 
 
 class _QueryStage(Component):
-    """What stages that read ``query_embs`` share. ``store`` is taken once a call: no search sees two indexes."""
+    """What stages that read queries' vectors share. ``store`` is taken once a call: no search sees two indexes."""
 
-    source: "MultiVecIndex"
+    source: "VectorIndex"
     model: Any
 
     def _queries(
         self, inp: pd.DataFrame, store: "Store", scoring: ScoringRule
     ) -> Iterator[tuple[Array, Array, Array | None]]:
         """Each query's row positions, vectors and token weights (or none) as the rule reads them, each checked."""
+        columns = self.source.columns
         needed = self._weighs_queries(store, scoring)
-        ignored = not isinstance(scoring, MaxSim) and not scoring.salience
-        if frames.QUERY_ENCODER in inp.columns:
-            for space in frames.numbered(inp[frames.QUERY_ENCODER])[1]:
+        ignored = not columns.weighed or (not isinstance(scoring, MaxSim) and not scoring.salience)
+        if columns.query_encoder in inp.columns:
+            for space in frames.numbered(inp[columns.query_encoder])[1]:
                 store.check_space(space, "the queries")
-        column = inp[frames.QUERY_EMBS]
+        column = inp[columns.query]
         for qid, rows in frames.query_groups(inp):
-            vectors = frames.matrix(frames.first_value(column, rows, qid), f"{frames.QUERY_EMBS} of query {qid!r}")
+            vectors = columns.rows(frames.first_value(column, rows, qid), f"{columns.query} of query {qid!r}")
             if store.dim is not None and vectors.shape[1] != store.dim:
                 raise ValueError(f"query {qid!r} has vectors of {vectors.shape[1]} dimensions, the index {store.dim}")
             weights = None if ignored else frames.query_weights(inp, rows, len(vectors))
@@ -106,7 +107,7 @@ class MultiVecRetriever(_QueryStage):
 
     def __init__(
         self,
-        source: "MultiVecIndex",
+        source: "VectorIndex",
         model: Any = None,
         num_results: int | None = 1000,
         batch_size: int = 64,
@@ -126,8 +127,8 @@ class MultiVecRetriever(_QueryStage):
         self.candidates, self.device = candidates, device
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Q with ``query_embs`` -> R."""
-        pt.validate.query_frame(inp, [frames.QUERY_EMBS], context=self)
+        """Q with queries' vectors -> R."""
+        pt.validate.query_frame(inp, [self.source.columns.query], context=self)
         if not len(inp):
             return frames.ranked_frame(inp, [])
         store = self.source.store
@@ -200,12 +201,12 @@ class MultiVecRetriever(_QueryStage):
 class MultiVecScorer(_QueryStage):
     """Rescoring from stored vectors; see :meth:`MultiVecIndex.scorer`."""
 
-    def __init__(self, source: "MultiVecIndex", model: Any = None, verbose: bool = False):
+    def __init__(self, source: "VectorIndex", model: Any = None, verbose: bool = False):
         self.source, self.model, self.verbose = source, _checked_model(model), verbose
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """R with ``query_embs`` and ``docno`` -> R."""
-        pt.validate.result_frame(inp, [frames.QUERY_EMBS], context=self)
+        """R with queries' vectors and ``docno`` -> R."""
+        pt.validate.result_frame(inp, [self.source.columns.query], context=self)
         if not len(inp):
             return frames.with_scores(inp, np.empty(0))
         store = self.source.store
@@ -221,32 +222,32 @@ class MultiVecScorer(_QueryStage):
 class VecLoader(Component):
     """Stored vectors as columns; see :meth:`MultiVecIndex.vec_loader`."""
 
-    def __init__(self, source: "MultiVecIndex"):
+    def __init__(self, source: "VectorIndex"):
         self.source = source
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Frames with ``docno`` -> the same with ``doc_embs``."""
+        """Frames with ``docno`` -> the same with documents' vectors."""
         pt.validate.columns(inp, includes=["docno"], context=self)
+        columns = self.source.columns
         if not len(inp):
-            columns = self.source.index_inputs()[0][1:]
-            nothing = {column: frames.object_column([], inp.index) for column in columns}
-            nothing[frames.DOC_ENCODER] = pd.Series([], index=inp.index, dtype="str")
-            return frames.replaced(inp, frames.DOC_COLUMNS, **nothing)
+            nothing = {name: frames.object_column([], inp.index) for name in self.source.index_inputs()[0][1:]}
+            nothing[columns.doc_encoder] = pd.Series([], index=inp.index, dtype="str")
+            return frames.replaced(inp, columns.doc_group, **nothing)
         store = self.source.store
         positions = store.known(inp["docno"].tolist())
-        packed = {frames.DOC_EMBS: store.gather(positions)}
+        # copies: one document that is kept must not keep all of them in memory
+        vectors, ends = store.gather(positions)
+        cells = (columns.cell(vectors[ends[i] : ends[i + 1]]).copy() for i in range(len(inp)))
+        loaded: dict[str, Any] = {columns.doc: frames.object_column(cells, inp.index)}
         for field, extra in EXTRAS.items():
             if store.manifest.get(extra.setting):
-                packed[extra.column] = store.gather_array(positions, field)
-        loaded: dict[str, Any] = {
-            # copies: one document that is kept must not keep all of them in memory
-            name: frames.object_column((p[o[i] : o[i + 1]].copy() for i in range(len(inp))), inp.index)
-            for name, (p, o) in packed.items()
-        }
+                rows, ends = store.gather_array(positions, field)
+                parts = (rows[ends[i] : ends[i + 1]].copy() for i in range(len(inp)))
+                loaded[extra.column] = frames.object_column(parts, inp.index)
         # how the vectors were made goes with them: they may be put into another index
         encoder = store.manifest["encoder"]
-        loaded[frames.DOC_ENCODER] = json.dumps(encoder) if encoder else None
-        return frames.replaced(inp, frames.DOC_COLUMNS, **loaded)
+        loaded[columns.doc_encoder] = json.dumps(encoder) if encoder else None
+        return frames.replaced(inp, columns.doc_group, **loaded)
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
         """Rows that a cutoff drops need no vectors: the cutoff goes first."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pyterrier_mvret.scoring import fused, packed
+from pyterrier_mvret.scoring import dots, fused, packed
 from pyterrier_mvret.scoring.pairs import AlignedPairs
 from pyterrier_mvret.scoring.ragged import check_runs, checked_offsets, in_blocks, ragged_rows, segment_sum
 from pyterrier_mvret.scoring.stored import StoredVectors, as_stored, rounded
@@ -158,7 +158,9 @@ def _scores(
     if sizes is not None:
         weights = sizes if weights is None else weights * sizes
     scores = np.repeat(np.where(ends > starts, np.float32(0), EMPTY_DOCUMENT)[None], len(query_offsets) - 1, axis=0)
-    if device is None and fused.takes(stored, k):
+    if device is None and dots.takes(query_offsets, stored, starts, ends):
+        dots.add_scores(tokens, stored, starts, weights, scores)
+    elif device is None and fused.takes(stored, k):
         fused.add_scores(tokens, query_offsets, stored, starts, ends, weights, k, scores)
     else:
         packed.add_scores(tokens, query_offsets, stored, starts, ends, weights, k, scores, device or "cpu")

@@ -89,7 +89,7 @@ def _best(
         begin, size = starts[block].copy(), lengths[block].copy()
         begin[0] += done
         size[0] = rows if part else size[0] - done
-        vectors = torch.from_numpy(_float_rows(stored, begin, size)).to(device)
+        vectors = torch.from_numpy(float_rows(stored, begin, size)).to(device)
         best = _k_best(vectors @ tokens, torch.from_numpy(size).to(device), k)
         if carry is not None:
             best[0] = torch.cat([best[0], carry]).topk(k, dim=0).values
@@ -100,7 +100,7 @@ def _best(
             first, done, carry = last, 0, None
 
 
-def _float_rows(stored: StoredVectors, starts: Ints, lengths: Ints) -> Floats:
+def float_rows(stored: StoredVectors, starts: Ints, lengths: Ints) -> Floats:
     """Rows of several documents, packed: a view where they lie one after the other as float32."""
     if (starts[1:] == (starts + lengths)[:-1]).all():
         decoded = stored.floats(slice(int(starts[0]), int(starts[-1] + lengths[-1])))
