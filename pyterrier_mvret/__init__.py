@@ -21,6 +21,7 @@ _PUBLIC = {
     "LatentSettings": "pyterrier_mvret.encoders.latents",
     "LatentTerms": "pyterrier_mvret.methods.latent_terms",
     "MultiVecIndex": "pyterrier_mvret.indexes.multivec",
+    "NVF": "pyterrier_mvret.methods.nvf",
     "Paragraphs": "pyterrier_mvret.encoders.splitters",
     "Phrases": "pyterrier_mvret.encoders.splitters",
     "Seismic": "pyterrier_mvret.indexes.sparse_seismic",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from pyterrier_mvret.methods.colbert import ColBERT
     from pyterrier_mvret.methods.laspar import Laspar
     from pyterrier_mvret.methods.latent_terms import LatentTerms
+    from pyterrier_mvret.methods.nvf import NVF
     from pyterrier_mvret.scoring.strategies import Soft, TopK, TopP
     from pyterrier_mvret.training.sae import SAETrainer
     from pyterrier_mvret.zipf import zipf_fit, zipf_plot

@@ -228,6 +228,26 @@ def _numbers(value: Any, what: str, dimensions: int, shape: str) -> npt.NDArray[
     return array
 
 
+def vectors(frame: pd.DataFrame, column: str) -> npt.NDArray[np.float32]:
+    """(rows, dim) float32 from a column of vectors, one a row of a frame with ``docno``.
+
+    Raises:
+        ValueError: a row with a vector that is none, naming its docno, or of another length than the first.
+    """
+    values = frame[column].tolist()
+    try:
+        stacked = np.stack(values).astype(np.float32, copy=False) if values else np.empty((0, 0), np.float32)
+        if stacked.ndim == 2 and np.isfinite(stacked).all():
+            return stacked
+    except (TypeError, ValueError):
+        pass  # one of them is no vector: which?
+    names = frame["docno"].tolist()
+    found = [vector(value, f"{column} of document {name!r}") for name, value in zip(names, values, strict=True)]
+    other = next(i for i, value in enumerate(found) if len(value) != len(found[0]))
+    sizes = len(found[other]), len(found[0])
+    raise ValueError(f"{column} of document {names[other]!r} has {sizes[0]} dimensions, the first one {sizes[1]}")
+
+
 def with_scores(frame: pd.DataFrame, scores: npt.NDArray[Any]) -> pd.DataFrame:
     """The frame with ``score`` (float64) and ``rank`` (from 0 within each query, equal scores by docno).
 

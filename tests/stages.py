@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 
 import pyterrier_mvret as mv
@@ -39,6 +40,7 @@ def made(tiny, folder) -> SimpleNamespace:
     corpus = [{"docno": d, "text": t} for d, t in TEXTS.items()]
     parts.latent = mv.LatentTerms(parts.colbert.encoder, mv.TopKSAE.random(16, latents=32, k=3))
     parts.laspar = mv.Laspar(folder / "latents", device="cpu")
+    parts.nvf = field()
     parts.agrame = mv.AGRaME(parts.colbert.encoder, unit=mv.Phrases(3))
     (parts.colbert.doc_encoder() >> parts.index).index(corpus)
     (parts.aligner.doc_encoder() >> parts.weighed).index(corpus)
@@ -69,6 +71,22 @@ def results() -> pd.DataFrame:
         for i, d in enumerate(TEXTS)
     ]
     return pd.DataFrame(rows)
+
+
+def with_vectors(frame: pd.DataFrame) -> pd.DataFrame:
+    """Vectors of words' lengths, of queries and of documents."""
+
+    def vector(text: str) -> np.ndarray:
+        return np.array([1.0, len(text), len(text.split()), text.count("a")], dtype=np.float32)
+
+    there = {f"{side}_vec": frame[c].map(vector) for side, c in (("query", "query"), ("doc", "text")) if c in frame}
+    return frame.assign(**there)
+
+
+def field() -> mv.NVF:
+    """Trained, on two queries."""
+    qrels = pd.DataFrame({"qid": ["1", "2"], "docno": ["d1", "d2"], "label": 1})
+    return mv.NVF(hidden=4).fit(with_vectors(results()), qrels, valid=0, epochs=2, verbose=False)
 
 
 def answers() -> pd.DataFrame:
@@ -258,5 +276,31 @@ STAGES |= {
         lambda p: p.agrame.cite(p.index, splitter="text"),
         lambda p: answers(),
         CITATIONS,
+    ),
+}
+STAGES |= {
+    "QueryMover": (
+        lambda p: p.nvf.query_transform(),
+        lambda p: mv.NVF(hidden=8).query_transform(),
+        lambda p: with_vectors(queries()),
+        set(),
+    ),
+    "SoftResult": (
+        lambda p: p.nvf.soft_result(2),
+        lambda p: p.nvf.soft_result(2, temperature=0.5),
+        lambda p: with_vectors(results()),
+        {f"-{c}" for c in ("docno", "text", "score", "rank", "doc_vec", "extra")},
+    ),
+    "PairReranker": (
+        lambda p: p.nvf.reranker(),
+        lambda p: mv.NVF(hidden=8).reranker(),
+        lambda p: with_vectors(results()),
+        set(),
+    ),
+    "PairReranker, first stage's scores": (
+        lambda p: mv.NVF(use_score=True).reranker(),
+        lambda p: mv.NVF(use_score=True, normalize=False).reranker(),
+        lambda p: with_vectors(results()),
+        set(),
     ),
 }

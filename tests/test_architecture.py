@@ -20,11 +20,14 @@ ALLOWED = {
     "term_stages": {"encoders", "scoring", "component", "frames"},
     "term_activity": {"term_stages", "encoders", "scoring", "frames"},
     "term_meaning": {"frames", "term_activity", "term_stages", "encoders", "indexes", "scoring"},
+    "pair_stages": {"indexes", "scoring", "component", "frames"},
+    "pair_model": {"pair_stages", "encoders", "indexes", "training", "scoring", "component"},
     "citation": {"encoders", "frames"},
     "citation_stages": {"citation", "encoders", "indexes", "scoring", "component", "frames"},
     "model": {"encoders", "training", "scoring", "component", "explain"},
     "methods": {
         *("model", "citation_stages", "term_activity", "term_meaning", "term_stages", "unit_stages", "explain"),
+        *("pair_model", "pair_stages"),
         *("encoders", "indexes", "training", "scoring", "component", "frames"),
     },
     "explain": {"component", "frames", "encoders", "scoring"},
@@ -39,8 +42,10 @@ MODULES = {
     "pyterrier_mvret.encoders.projection",
     "pyterrier_mvret.encoders.sae",
     "pyterrier_mvret.encoders.salience_heads",
+    "pyterrier_mvret.scoring.pair_networks",
     "pyterrier_mvret.training.alignment",
     "pyterrier_mvret.training.frozen",
+    "pyterrier_mvret.training.network_loop",
     "pyterrier_mvret.training.objectives",
     "pyterrier_mvret.training.latent_loss",
     "pyterrier_mvret.training.reconstruction",
@@ -50,6 +55,7 @@ MODULES = {
     "pyterrier_mvret.training.similarity",
     "pyterrier_mvret.training.trainer",
     "pyterrier_mvret.training.unit_loss",
+    "pyterrier_mvret.training.vector_field",
     "pyterrier_mvret.training.winners",
 }
 HEAVY = {"torch", "transformers", "sentence_transformers", "faiss", "pyterrier_pisa", "scipy"}
