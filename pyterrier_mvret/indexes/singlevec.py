@@ -30,8 +30,8 @@ class SingleVecIndex(VectorIndex):
         path: the folder.
         dtype: how vectors are stored, as for :class:`MultiVecIndex`. The default is ``"float32"``: one vector a
             document is small beside its text, and scores are then the inner products of the vectors as they came.
-        quantize: keep 16 bytes a document more by which :meth:`retriever` picks candidates. Without being asked none are
-            kept: with one vector a document, a pass over all costs little, and misses nothing.
+        quantize: keep 16 bytes a document more by which :meth:`retriever` picks candidates. They are kept on request
+            only: with one vector a document, a pass over all costs little, and misses nothing.
         verbose: progress bars.
 
     Raises:
