@@ -8,10 +8,8 @@ latents are then terms. BatchTopK (Bussmann et al. 2024, arXiv 2412.06410) spend
 (Bussmann et al. 2025, arXiv 2503.17547) lets prefixes of the dictionary reconstruct as well.
 """
 
-import hashlib
 import json
 import operator
-import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +20,7 @@ import torch.nn.functional as F  # noqa: N812 (its common name)
 from torch import Tensor, nn
 
 from pyterrier_mvret import frames
+from pyterrier_mvret.encoders import weights_file
 
 Budget = Literal["token", "batch"]
 # numbers of a dense (tokens, latents) array that is held at once
@@ -185,33 +184,18 @@ class TopKSAE(nn.Module):
         # the decoder has no part in encoding
         weights = {name: tensor for name, tensor in self.state_dict().items() if name != "decoder"}
         if any(tensor.is_inference() for tensor in weights.values()):  # PyTorch does not notice what changes these
-            return _digest(weights, settings)
+            return weights_file.digest(weights, settings)
         # every call of a stage asks, and a hundred megabytes take longer than a query
         state = (settings, *((tensor.data_ptr(), tensor._version) for tensor in weights.values()))
         if self._digested is None or self._digested[0] != state:
-            self._digested = (state, _digest(weights, settings))
+            self._digested = (state, weights_file.digest(weights, settings))
         return self._digested[1]
 
     _digested: tuple[Any, str] | None = None
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, whole or not at all; settings are in its header."""
-        from safetensors.torch import save
-
-        path = Path(path)
-        settings = json.dumps(self.settings())
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        about = {"pyterrier_mvret": "TopKSAE", "format": str(_FORMAT), "settings": settings}
-        content = save(weights, metadata={**about, "checksum": _digest(weights, settings)})
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with unfinished.open("wb") as out:  # safetensors would let nobody else read it
-                out.write(content)
-                out.flush()
-                os.fsync(out.fileno())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        weights_file.write(path, "TopKSAE", _FORMAT, self.settings(), self.state_dict())
 
     @classmethod
     def load(cls, path: str | Path, device: str | None = None) -> "TopKSAE":
@@ -221,23 +205,8 @@ class TopKSAE(nn.Module):
             FileNotFoundError: no such file.
             ValueError: another file, or a damaged one.
         """
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is no file of a sparse autoencoder")
-        try:
-            with safe_open(path, framework="pt", device="cpu") as opened:
-                about = opened.metadata() or {}
-                weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-        except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
-        settings = about.get("settings", "")
-        if about.get("pyterrier_mvret") != "TopKSAE" or about.get("format") != str(_FORMAT):
-            raise ValueError(f"{path} holds no sparse autoencoder of this version")
-        if _digest(weights, settings) != about.get("checksum"):
-            raise ValueError(f"{path} is damaged: its weights or settings are not those that were written")
-        sae = cls(**json.loads(settings))
+        settings, weights = weights_file.read(path, "TopKSAE", _FORMAT, "sparse autoencoder")
+        sae = cls(**settings)
         sae.load_state_dict(weights)
         return sae.to(device) if device is not None else sae
 
@@ -247,12 +216,3 @@ def reaching(activations: Tensor, least: Tensor) -> Latents:
     counts = ((activations >= least) & (activations > 0)).sum(1)
     values, ids = activations.topk(max(1, int(counts.max())) if len(counts) else 1, dim=1)
     return Latents(values.clamp(min=0) * (values >= least), ids)
-
-
-def _digest(weights: dict[str, Tensor], told: str = "") -> str:
-    """Twelve hexadecimal digits over tensors by name, and what else is told."""
-    sha = hashlib.sha256(told.encode())
-    for name, tensor in sorted(weights.items()):
-        sha.update(f"{name}{tuple(tensor.shape)}".encode())
-        sha.update(tensor.detach().float().cpu().contiguous().numpy().data)
-    return sha.hexdigest()[:12]

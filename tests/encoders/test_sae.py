@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyterrier_mvret.encoders import sae as module
-from pyterrier_mvret.encoders.sae import TopKSAE, _digest
+from pyterrier_mvret.encoders import weights_file
+from pyterrier_mvret.encoders.sae import TopKSAE
 
 STATES = np.array([[2.5, 0.5], [0.5, 2.5], [-1.5, -0.5]], np.float32)
 
@@ -132,10 +133,10 @@ def test_files_of_another_version(tmp_path, worked):
 
 
 def test_the_digest_is_of_the_weights_as_they_are(worked):
-    first = worked.digest
+    first, digest = worked.digest, weights_file.digest
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_digest", lambda *a: seen.append(a) or _digest(*a))
+        patch.setattr(weights_file, "digest", lambda *a: seen.append(a) or digest(*a))
         assert worked.digest == first
         assert not seen
         with torch.no_grad():
