@@ -34,6 +34,12 @@ def tiny_encoder(tiny) -> mv.TokenEncoder:
 
 
 @pytest.fixture(scope="session")
+def tiny_sentence(tmp_path_factory) -> Path:
+    """A sentence encoder with random weights: the mean of token states of 16 dimensions."""
+    return checkpoints.sentence_encoder(tmp_path_factory.mktemp("tiny") / "sentence")
+
+
+@pytest.fixture(scope="session")
 def minilm() -> mv.TokenEncoder:
     return mv.TokenEncoder(mv.models.MINILM, device="cpu")
 

@@ -7,6 +7,8 @@ import pandas as pd
 
 import pyterrier_mvret as mv
 from pyterrier_mvret.encoders.stages import TextScorer
+from pyterrier_mvret.encoders.vector_stages import VecDocEncoder, VecQueryEncoder
+from tests import checkpoints
 from tests.encoders.test_latents import with_latents
 from tests.encoders.test_salience import with_heads
 
@@ -23,6 +25,15 @@ class Counting(mv.TokenEncoder):
         type(self).calls += 1
         type(self).encoded += len(inputs)
         return super()._forward(inputs, task, whole)
+
+
+class CountingVectors(mv.VectorEncoder):
+    """Counts as :class:`Counting` does."""
+
+    def _forward(self, texts, task, verbose):
+        Counting.calls += 1
+        Counting.encoded += len(texts)
+        return super()._forward(texts, task, verbose)
 
 
 def made(tiny, folder) -> SimpleNamespace:
@@ -44,6 +55,9 @@ def made(tiny, folder) -> SimpleNamespace:
     parts.agrame = mv.AGRaME(parts.colbert.encoder, unit=mv.Phrases(3))
     (parts.colbert.doc_encoder() >> parts.index).index(corpus)
     (parts.aligner.doc_encoder() >> parts.weighed).index(corpus)
+    parts.vectors = CountingVectors(checkpoints.sentence_encoder(folder / "sentence"), device="cpu")
+    parts.single = mv.SingleVecIndex(folder / "docs.vec")
+    (VecDocEncoder(parts.vectors) >> parts.single).index(corpus)
     for engine in ("pisa", "csr"):
         index = mv.SparseIndex(folder / f"{engine}.sparse", engine)
         setattr(parts, engine, index.index({"docno": d, "toks": toks(text)} for d, text in TEXTS.items()))
@@ -261,6 +275,38 @@ STAGES |= {
         lambda p: p.pisa.scorer(mv.scoring.BM25()),
         lambda p: with_toks(results()),
         set(),
+    ),
+}
+STAGES |= {
+    "VecQueryEncoder": (
+        lambda p: VecQueryEncoder(p.vectors),
+        lambda p: VecQueryEncoder(mv.VectorEncoder(p.vectors.name, normalize=False)),
+        lambda p: queries(),
+        {"query_vec", "query_vec_encoder"},
+    ),
+    "VecDocEncoder": (
+        lambda p: VecDocEncoder(p.vectors),
+        lambda p: VecDocEncoder(p.vectors, "title"),
+        lambda p: results(),
+        {"doc_vec", "doc_vec_encoder"},
+    ),
+    "MultiVecRetriever, of single vectors": (
+        lambda p: p.single.retriever(),
+        lambda p: p.single.retriever(num_results=2),
+        lambda p: VecQueryEncoder(p.vectors)(queries()),
+        {"docno", "score", "rank"},
+    ),
+    "MultiVecScorer, of single vectors": (
+        lambda p: p.single.scorer(),
+        lambda p: mv.SingleVecIndex("elsewhere.vec").scorer(),
+        lambda p: VecQueryEncoder(p.vectors)(results()),
+        set(),
+    ),
+    "VecLoader, of single vectors": (
+        lambda p: p.single.vec_loader(),
+        lambda p: mv.SingleVecIndex("elsewhere.vec").vec_loader(),
+        lambda p: results(),
+        {"doc_vec", "doc_vec_encoder"},
     ),
 }
 CITATIONS = {"sentence_id", "sentence", "sentence_start", "sentence_end", "margin", "propositions"}

@@ -113,6 +113,7 @@ import sys, pyterrier_mvret as mv
 from pyterrier_mvret import scoring
 assert "pyterrier" not in sys.modules and "pandas" not in sys.modules, "the package alone loads no framework"
 mv.ColBERT, mv.MultiVecIndex, mv.SparseIndex, mv.TokenEncoder, mv.datasets, mv.explain, mv.training.KL
+mv.SingleVecIndex, mv.VectorEncoder("a folder")
 mv.TokenEncoder("a folder", init_projection=mv.heads.FFN(8, residual="skip"))
 heavy = {"torch", "transformers", "sentence_transformers", "faiss", "matplotlib"} & set(sys.modules)
 assert not heavy, heavy

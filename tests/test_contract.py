@@ -95,7 +95,7 @@ def test_2_empty_in_same_columns_out_nothing_loaded(case, tmp_path):
     for column, dtype in empty.dtypes.items():
         if column in ("score", "rank"):
             assert dtype.kind in "fi"
-        elif column in ("query_embs", "doc_embs"):
+        elif column in ("query_embs", "doc_embs", "query_vec", "doc_vec"):
             assert dtype.kind == "O"
 
 

@@ -88,3 +88,11 @@ def test_no_text_is_found_among_texts_whatever_it_is():
     for odd in (3, None, float("nan"), "\ud83d", b"bytes"):
         assert frames.first_no_text(["a", "ä", odd, 4]) == 2
     assert frames.first_no_text([]) is None
+
+
+@pytest.mark.parametrize("bad", [np.ones((1, 3)), 3.0, ["a"], [[1], [2, 3]], [1.0, np.nan], [1e39], None])
+def test_a_vector_is_finite_numbers_of_one_dimension(bad):
+    with pytest.raises(ValueError, match="^it: (expected a \\(dim,\\) array of numbers|holds NaN or infinite values)"):
+        frames.vector(bad, "it")
+    assert frames.vector([1, 2], "it").dtype == np.float32
+    assert frames.vector([], "it").shape == (0,)

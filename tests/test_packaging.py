@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_entry_points_load():
     for group, name in (
         ("pyterrier.artifact", "multivec_index.mvret"),
+        ("pyterrier.artifact", "singlevec_index.mvret"),
         ("pyterrier.artifact", "sparse_index.mvret"),
         ("pyterrier.dataset_provider", "mvret"),
     ):

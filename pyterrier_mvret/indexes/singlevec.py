@@ -22,15 +22,16 @@ class SingleVecIndex(VectorIndex):
     """One vector a document, of any encoder, in a folder of immutable segments and one manifest.
 
     Build it behind an encoder, ``(VecDocEncoder(encoder) >> index).index(docs)``, or from vectors that are there
-    already; then every verb below is a stage. Scores are inner products, computed for every document (a MaxSim of one
-    vector with one vector), so what is found is exact. Files are those of :class:`MultiVecIndex`, a document being one
-    with a single row.
+    already; then every verb below is a stage. Scores are inner products, computed for every document unless the index
+    was built with ``quantize=True``, so what is found is exact. Files are those of :class:`MultiVecIndex`, a document
+    being one with a single row.
 
     Args:
         path: the folder.
         dtype: how vectors are stored, as for :class:`MultiVecIndex`. The default is ``"float32"``: one vector a
             document is small beside its text, and scores are then the inner products of the vectors as they came.
-        quantize: as for :class:`MultiVecIndex`.
+        quantize: keep 16 bytes a document more by which :meth:`retriever` picks candidates. They are kept on request
+            only: with one vector a document, a pass over all costs little, and misses nothing.
         verbose: progress bars.
 
     Raises:
@@ -51,7 +52,7 @@ class SingleVecIndex(VectorIndex):
 
     ARTIFACT_TYPE, ARTIFACT_FORMAT = "singlevec_index", "mvret"
     _VERSION = 1
-    columns, _DTYPE = TEXTS, "float32"
+    columns, _DTYPE, _QUANTIZE = TEXTS, "float32", False
 
     def __init__(
         self, path: str | Path, *, dtype: Dtype | None = None, quantize: bool | None = None, verbose: bool = False
@@ -101,8 +102,8 @@ class SingleVecIndex(VectorIndex):
         Args:
             num_results: documents a query at most; none for all. ``retriever % k`` becomes ``num_results=k`` when
                 the pipeline is compiled.
-            candidates: as for :meth:`MultiVecIndex.retriever`: where documents have codes, those that are picked by
-                them and scored exactly. None is all, whatever the size of the index.
+            candidates: as for :meth:`MultiVecIndex.retriever`, for an index with ``quantize=True``; all documents of
+                any other are scored.
             batch_size: queries that share one pass over the index.
             device: where torch scores, ``"cuda"`` for example; none is the CPU.
             verbose: a progress bar over the passes.

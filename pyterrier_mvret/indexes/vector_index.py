@@ -24,6 +24,7 @@ class VectorIndex(SegmentedIndex[Store]):
     columns: ClassVar[Columns]
     #: of an index that is built anew, where none is asked for
     _DTYPE: ClassVar[Dtype]
+    _QUANTIZE: ClassVar[bool | None] = None
     dtype: Dtype | None
     quantize: bool | None
 
@@ -48,7 +49,7 @@ class VectorIndex(SegmentedIndex[Store]):
     def _new_manifest(self) -> dict[str, Any]:
         return super()._new_manifest() | {
             "dtype": self.dtype or self._DTYPE,
-            "quantize": None if self.quantize is None else bool(self.quantize),
+            "quantize": self._QUANTIZE if self.quantize is None else bool(self.quantize),
             "dim": None,
         }
 
