@@ -118,7 +118,7 @@ def figures(name: str, scores: Floats, known: Any, others: Floats, new: Any) -> 
 def gradients(seed: int) -> Iterator[dict[str, Any]]:
     """What passes a choice of one result, and what the query transform learns from it.
 
-    The loss is ``1 - r . d`` of the chosen result and the truth. Noise is uneven. T is 0.05 and stays.
+    The loss is ``|r - d|^2`` of the chosen result and the truth. Noise is uneven. T starts at 0.05.
     """
     rng = np.random.default_rng(seed)
     documents = data.collection(rng)
@@ -128,7 +128,7 @@ def gradients(seed: int) -> Iterator[dict[str, Any]]:
     asked, wanted = torch.from_numpy(queries), matrix[torch.from_numpy(truth)]
 
     def loss(network: QueryTransform, rows: Any, how: str, source: torch.Tensor = asked) -> torch.Tensor:
-        return 1 - (choose(network(source[rows]), matrix, 0.05, how) * wanted[rows]).sum(1)
+        return (choose(network(source[rows]), matrix, network.temperature, how) - wanted[rows]).square().sum(1)
 
     some = torch.arange(1000)
     with torch.random.fork_rng():
