@@ -14,12 +14,12 @@ Every figure is of 5,000 queries that nothing was trained or chosen on.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import kept
 import numpy as np
 import nvf_data as data
 import pandas as pd
@@ -167,18 +167,16 @@ PARTS: dict[str, Callable[[int], Iterator[dict[str, Any]]]] = {
 
 def measure(parts: list[str], seeds: list[int]) -> None:
     """Adds what is not kept yet, a part of a seed at a time."""
-    kept = json.loads(FILE.read_text()) if FILE.exists() else {"rows": []}
-    kept["about"] = about("python benchmarks/nvf_phases.py", ("torch", "numpy"))
+    found = kept.read(FILE)
+    found["about"] = about("python benchmarks/nvf_phases.py", ("torch", "numpy"))
     for seed in seeds:
         for part in parts:
-            if any(row["part"] == part and row["seed"] == seed for row in kept["rows"]):
+            if any(row["part"] == part and row["seed"] == seed for row in found["rows"]):
                 continue
             start = time.perf_counter()
-            kept["rows"] += list(PARTS[part](seed))
+            found["rows"] += list(PARTS[part](seed))
             print(f"{part}, seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
-            rows = ",\n  ".join(json.dumps(row) for row in kept["rows"])
-            text = json.dumps({**kept, "rows": []}, indent=1).replace('"rows": []', f'"rows": [\n  {rows}\n ]')
-            FILE.write_text(text + "\n")
+            kept.write(FILE, found)
 
 
 def tables(rows: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
@@ -235,7 +233,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if not arguments.show:
         measure(arguments.parts, arguments.seeds)
-    known = json.loads(FILE.read_text())["rows"]
+    known = kept.read(FILE)["rows"]
     for title, shown in tables(known).items():
         print(f"\n{title}\n{shown.to_string()}")
     print(f"\nagainst the notes\n{against_the_notes(known).to_string(index=False)}")
