@@ -7,7 +7,6 @@ import pandas as pd
 
 import pyterrier_mvret as mv
 from pyterrier_mvret.encoders.stages import TextScorer
-from pyterrier_mvret.encoders.vector_stages import VecDocEncoder, VecQueryEncoder
 from tests import checkpoints
 from tests.encoders.test_latents import with_latents
 from tests.encoders.test_salience import with_heads
@@ -57,7 +56,7 @@ def made(tiny, folder) -> SimpleNamespace:
     (parts.aligner.doc_encoder() >> parts.weighed).index(corpus)
     parts.vectors = CountingVectors(checkpoints.sentence_encoder(folder / "sentence"), device="cpu")
     parts.single = mv.SingleVecIndex(folder / "docs.vec")
-    (VecDocEncoder(parts.vectors) >> parts.single).index(corpus)
+    (parts.vectors.doc_encoder() >> parts.single).index(corpus)
     for engine in ("pisa", "csr"):
         index = mv.SparseIndex(folder / f"{engine}.sparse", engine)
         setattr(parts, engine, index.index({"docno": d, "toks": toks(text)} for d, text in TEXTS.items()))
@@ -279,27 +278,27 @@ STAGES |= {
 }
 STAGES |= {
     "VecQueryEncoder": (
-        lambda p: VecQueryEncoder(p.vectors),
-        lambda p: VecQueryEncoder(mv.VectorEncoder(p.vectors.name, normalize=False)),
+        lambda p: p.vectors.query_encoder(),
+        lambda p: mv.VectorEncoder(p.vectors.name, normalize=False).query_encoder(),
         lambda p: queries(),
         {"query_vec", "query_vec_encoder"},
     ),
     "VecDocEncoder": (
-        lambda p: VecDocEncoder(p.vectors),
-        lambda p: VecDocEncoder(p.vectors, "title"),
+        lambda p: p.vectors.doc_encoder(),
+        lambda p: p.vectors.doc_encoder("title"),
         lambda p: results(),
         {"doc_vec", "doc_vec_encoder"},
     ),
     "MultiVecRetriever, of single vectors": (
         lambda p: p.single.retriever(),
         lambda p: p.single.retriever(num_results=2),
-        lambda p: VecQueryEncoder(p.vectors)(queries()),
+        lambda p: p.vectors.query_encoder()(queries()),
         {"docno", "score", "rank"},
     ),
     "MultiVecScorer, of single vectors": (
         lambda p: p.single.scorer(),
         lambda p: mv.SingleVecIndex("elsewhere.vec").scorer(),
-        lambda p: VecQueryEncoder(p.vectors)(results()),
+        lambda p: p.vectors.query_encoder()(results()),
         set(),
     ),
     "VecLoader, of single vectors": (

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from pyterrier_mvret.encoders.forward import Task
+    from pyterrier_mvret.encoders.vector_stages import VecDocEncoder, VecQueryEncoder
 
 Floats = npt.NDArray[np.float32]
 
@@ -84,6 +85,24 @@ class VectorEncoder(OpenedOnUse["SentenceTransformer"]):
             if not hasattr(self.name, "encode_query"):
                 raise ValueError(f"expected a folder, a name on the Hub or a SentenceTransformer, got {self.name!r}")
             self._check_in_memory()
+
+    # ------------------------------------------------------------------ verbs
+
+    def query_encoder(self) -> "VecQueryEncoder":
+        """Q (or R) with ``query`` -> the same with ``query_vec``."""
+        from pyterrier_mvret.encoders.vector_stages import VecQueryEncoder
+
+        return VecQueryEncoder(self, self.verbose)
+
+    def doc_encoder(self, text_field: str = "text") -> "VecDocEncoder":
+        """D (or R) with text -> the same with ``doc_vec``; the first stage of an indexing pipeline.
+
+        Args:
+            text_field: the column with the text.
+        """
+        from pyterrier_mvret.encoders.vector_stages import VecDocEncoder
+
+        return VecDocEncoder(self, text_field, self.verbose)
 
     # ------------------------------------------------------------------ encoding
 

@@ -1,4 +1,4 @@
-"""The pipeline stages around a :class:`VectorEncoder`: one vector a query, one vector a document."""
+"""The pipeline stages of a :class:`VectorEncoder`; users get them from its verbs."""
 
 import json
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ class VecQueryEncoder(Component):
         verbose: progress bars.
 
     >>> import pyterrier_mvret as mv
-    >>> encode = VecQueryEncoder(mv.VectorEncoder(mv.models.MINILM))
+    >>> encode = mv.VectorEncoder(mv.models.MINILM).query_encoder()
     >>> encode(pd.DataFrame({"qid": ["1"], "query": ["a cat"]}))["query_vec"][0].shape
     (384,)
     """
@@ -57,7 +57,7 @@ class VecDocEncoder(Component):
         verbose: progress bars.
 
     >>> import pyterrier_mvret as mv
-    >>> encode = VecDocEncoder(mv.VectorEncoder(mv.models.MINILM))
+    >>> encode = mv.VectorEncoder(mv.models.MINILM).doc_encoder()
     >>> encode(pd.DataFrame({"docno": ["d"], "text": ["A cat sat."]}))["doc_vec"][0].shape
     (384,)
     """

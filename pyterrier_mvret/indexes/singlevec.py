@@ -21,7 +21,7 @@ _INNER_PRODUCT = MaxSim()
 class SingleVecIndex(VectorIndex):
     """One vector a document, of any encoder, in a folder of immutable segments and one manifest.
 
-    Build it behind an encoder, ``(VecDocEncoder(encoder) >> index).index(docs)``, or from vectors that are there
+    Build it behind an encoder, ``(encoder.doc_encoder() >> index).index(docs)``, or from vectors that are there
     already; then every verb below is a stage. Scores are inner products, computed for every document unless the index
     was built with ``quantize=True``, so what is found is exact. Files are those of :class:`MultiVecIndex`, a document
     being one with a single row.

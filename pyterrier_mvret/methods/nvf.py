@@ -19,13 +19,13 @@ import pyterrier as pt
 
 from pyterrier_mvret import frames
 from pyterrier_mvret.encoders.vector_encoder import VectorEncoder
-from pyterrier_mvret.encoders.vector_stages import VecDocEncoder, VecQueryEncoder
 from pyterrier_mvret.pair_model import PairModel, check_dim
 from pyterrier_mvret.pair_stages import PairReranker, QueryMover, SoftResult, space_of
 from pyterrier_mvret.training.candidate_sets import Missing, asked, candidate_sets, relevant_sets, unit
 from pyterrier_mvret.training.splits import split
 
 if TYPE_CHECKING:
+    from pyterrier_mvret.encoders.vector_stages import VecDocEncoder, VecQueryEncoder
     from pyterrier_mvret.scoring.pair_networks import Features
 
 
@@ -96,17 +96,17 @@ class NVF(PairModel):
 
     # ------------------------------------------------------------------ verbs
 
-    def query_encoder(self) -> VecQueryEncoder:
+    def query_encoder(self) -> "VecQueryEncoder":
         """Q (or R) with ``query`` -> the same with ``query_vec``, by the encoder."""
-        return VecQueryEncoder(self._the_encoder(), self.verbose)
+        return self._the_encoder().query_encoder()
 
-    def doc_encoder(self, text_field: str = "text") -> VecDocEncoder:
+    def doc_encoder(self, text_field: str = "text") -> "VecDocEncoder":
         """D (or R) with text -> the same with ``doc_vec``, by the encoder; the first stage of an indexing pipeline.
 
         Args:
             text_field: the column with the text.
         """
-        return VecDocEncoder(self._the_encoder(), text_field, self.verbose)
+        return self._the_encoder().doc_encoder(text_field)
 
     def query_transform(self) -> QueryMover:
         """Q with ``query_vec`` -> Q with vectors moved to where their relevant documents are.
