@@ -56,11 +56,12 @@ class Collection:
         if not self.index.built():
             (stage.doc_encoder() >> self.index).index(self.documents)
         self.topics = stage.query_encoder()(self.topics)
-        words = bm25(self.documents, cache / f"{name}.pisa", num_results=DEPTH)
         asked = self.topics.drop(columns=["query_vec", "query_vec_encoder"])
         vectors = self.topics[["qid", "query_vec", "query_vec_encoder"]]
+        with tempfile.TemporaryDirectory() as scratch:
+            words = bm25(self.documents, Path(scratch) / "words.pisa", num_results=DEPTH)(asked)
         self.runs = {
-            "BM25": words(asked).merge(vectors, on="qid"),
+            "BM25": words.merge(vectors, on="qid"),
             "cosine": self.index.retriever(num_results=DEPTH)(self.topics),
         }
         self.runs = {name: self.index.vec_loader()(run) for name, run in self.runs.items()}
@@ -107,7 +108,7 @@ def transformed(c: Collection, seed: int) -> tuple[pd.DataFrame, float]:
     for fold in range(FOLDS):
         train, valid, test = parts(c.topics, folds, fold)
         nvf = mv.NVF(seed=seed)
-        nvf.fit_query_transform(train, c.qrels, c.index, valid, c.qrels, learning_rate=1e-4, verbose=False)
+        nvf.fit_query_transform(train, c.qrels, c.index, valid, c.qrels, verbose=False)
         found.append(nvf.retriever(c.index, num_results=DEPTH)(test))
         epochs.append(kept_epoch(nvf.transform_history))
     return pd.concat(found), float(np.mean(epochs))

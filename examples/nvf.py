@@ -63,7 +63,7 @@ with tempfile.TemporaryDirectory() as scratch:
 
     # 3. the query transform moves queries before all documents are searched
     encode = nvf.query_encoder()
-    nvf.fit_query_transform(encode(train), qrels, index, encode(valid), qrels, learning_rate=1e-4)
+    nvf.fit_query_transform(encode(train), qrels, index, encode(valid), qrels)
     moved = encode >> nvf.retriever(index, num_results=arguments.depth)
 
     # 4. one table

@@ -228,24 +228,32 @@ def _numbers(value: Any, what: str, dimensions: int, shape: str) -> npt.NDArray[
     return array
 
 
-def vectors(frame: pd.DataFrame, column: str) -> npt.NDArray[np.float32]:
-    """(rows, dim) float32 from a column of vectors, one a row of a frame with ``docno``.
+def vectors(frame: pd.DataFrame, column: str, rows: npt.NDArray[np.intp] | None = None) -> npt.NDArray[np.float32]:
+    """(rows, dim) float32 from a column of vectors of a frame with ``docno``; of some rows, by position, or all.
 
     Raises:
         ValueError: a row with a vector that is none, naming its docno, or of another length than the first.
     """
-    values = frame[column].tolist()
+    cells = frame[column].to_numpy(dtype=object)
+    values = (cells if rows is None else cells[rows]).tolist()
+    if not values:
+        return np.empty((0, 0), dtype=np.float32)
+    dim = np.shape(values[0])
     try:
-        stacked = np.stack(values).astype(np.float32, copy=False) if values else np.empty((0, 0), np.float32)
-        if stacked.ndim == 2 and np.isfinite(stacked).all():
-            return stacked
-    except (TypeError, ValueError):
-        pass  # one of them is no vector: which?
-    names = frame["docno"].tolist()
+        if len(dim) == 1 and all(value.shape == dim for value in values):
+            # a third of the time of np.stack
+            stacked = np.concatenate(values).reshape(len(values), -1).astype(np.float32, copy=False)
+            if np.isfinite(stacked).all():
+                return stacked
+    except (AttributeError, TypeError, ValueError):
+        pass  # lists of numbers, or what is no vector
+    names = frame["docno"].tolist() if rows is None else frame["docno"].iloc[rows].tolist()
     found = [vector(value, f"{column} of document {name!r}") for name, value in zip(names, values, strict=True)]
-    other = next(i for i, value in enumerate(found) if len(value) != len(found[0]))
-    sizes = len(found[other]), len(found[0])
-    raise ValueError(f"{column} of document {names[other]!r} has {sizes[0]} dimensions, the first one {sizes[1]}")
+    other = next((i for i, value in enumerate(found) if len(value) != len(found[0])), None)
+    if other is not None:
+        sizes = len(found[other]), len(found[0])
+        raise ValueError(f"{column} of document {names[other]!r} has {sizes[0]} dimensions, the first one {sizes[1]}")
+    return np.stack(found)
 
 
 def with_scores(frame: pd.DataFrame, scores: npt.NDArray[Any]) -> pd.DataFrame:

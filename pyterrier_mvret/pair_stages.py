@@ -99,18 +99,18 @@ class PairReranker(Component, pt.Estimator):
         scores = np.empty(len(inp), dtype=np.float64)
         if len(inp):
             self.model.check_spaces(inp)
-            documents = frames.vectors(inp, frames.DOC_VEC)
             groups, queries = query_vectors(inp)
-            _same_length(queries[0], documents)
-            first = inp["score"].to_numpy(dtype=np.float32) if self.model.use_score else np.zeros(len(inp), np.float32)
+            first = inp["score"].to_numpy(dtype=np.float32) if known else None
             blocks = list(_blocks(groups))
             for block in pt.tqdm(blocks, desc="scoring", unit="block", disable=not self.verbose):
-                width = max(len(groups[i]) for i in block)
-                at = np.full((len(block), width), -1, dtype=np.int64)
-                for line, i in zip(at, block, strict=True):
-                    line[: len(groups[i])] = groups[i]
-                found = self.model.scored(queries[block], documents, at, first[at])
-                scores[at[at >= 0]] = found[at >= 0]
+                rows = np.concatenate([groups[i] for i in block])
+                # vectors of a block at a time: they stay in the processor's cache, and no copy of all is made
+                documents = frames.vectors(inp, frames.DOC_VEC, rows)
+                _same_length(queries[0], documents)
+                at = _padded([len(groups[i]) for i in block])
+                there = at >= 0
+                known_scores = None if first is None else first[rows][at]
+                scores[rows] = self.model.scored(queries[block], documents, at, known_scores)[there]
         return frames.with_scores(inp, scores)
 
     def fit(
@@ -173,6 +173,17 @@ def _blocks(groups: Sequence[Rows]) -> Iterator[list[int]]:
             block = []
         block.append(i)
     yield block
+
+
+def _padded(lengths: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Numbers of rows that lie one after the other, a line for each run of them; -1 behind it.
+
+    >>> _padded([1, 3]).tolist()
+    [[0, -1, -1], [1, 2, 3]]
+    """
+    sizes = np.array(lengths)
+    at = np.arange(sizes.max()) + (np.cumsum(sizes) - sizes)[:, None]
+    return np.where(np.arange(sizes.max()) < sizes[:, None], at, -1)
 
 
 def _same_length(query: Floats, documents: Floats) -> None:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from pyterrier_mvret.encoders.vector_stages import VecDocEncoder, VecQueryEncoder
     from pyterrier_mvret.scoring.pair_networks import Features
 
+# a transform sees every query in every document: steps of 1e-3 are too long for it
+_TRANSFORM_RATE = 1e-4
+
 
 class NVF(PairModel):
     """Scores pairs of one query vector and one document vector by what was learned about them.
@@ -311,7 +314,7 @@ class NVF(PairModel):
             temperature: where T starts; none is 0.05, or 1 in the notes' form (``residual=False``).
             warm_start: go on from the weights of the last training.
             verbose: a progress bar; none is the model's own.
-            **training: as for :meth:`fit`.
+            **training: as for :meth:`fit`; ``learning_rate`` is 1e-4.
 
         Returns:
             The model itself; ``transform_history`` has the curves.
@@ -322,7 +325,7 @@ class NVF(PairModel):
         from pyterrier_mvret.training.network_loop import NetworkTrainer
         from pyterrier_mvret.training.vector_field import fit_transform
 
-        how = NetworkTrainer(**{"seed": self.seed, **training})
+        how = NetworkTrainer(**{"seed": self.seed, "learning_rate": _TRANSFORM_RATE, **training})
         given: Any = topics
         topics, qrels = asked(given) if qrels is None else (given, qrels)
         pt.validate.columns(topics, includes=["qid", frames.QUERY_VEC])

@@ -185,7 +185,7 @@ def asked(pairs: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def unit(vectors: Floats) -> Floats:
     """Rows of length one; of zeros where there is nothing else."""
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    lengths = np.sqrt(np.einsum("...i,...i->...", vectors, vectors))[..., None]
     scaled: Floats = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     return scaled
 

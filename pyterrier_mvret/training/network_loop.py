@@ -17,7 +17,7 @@ class NetworkTrainer:
 
     Attributes:
         epochs: passes over the rows at most.
-        batch_size: rows of one step.
+        batch_size: rows of one step; few, as a hundred judged topics are few steps otherwise.
         learning_rate: of Adam.
         weight_decay: of AdamW; 0 is Adam.
         patience: epochs without a better validation after which training stops; none for all epochs.
@@ -25,7 +25,7 @@ class NetworkTrainer:
     """
 
     epochs: int = 50
-    batch_size: int = 32
+    batch_size: int = 8
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     patience: int | None = 8
