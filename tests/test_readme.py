@@ -76,6 +76,10 @@ def test_quoted_results_are_the_kept_ones():
     run("benchmarks/agrame_cite.py")
     run("benchmarks/latent_terms.py")
     run("benchmarks/laspar_encoding.py", "--show")
+    run("benchmarks/laspar.py")
+    run("benchmarks/nvf_phases.py", "--show")
+    run("benchmarks/nvf_real.py")
+    run("benchmarks/nvf_cost.py", "--show")
 
 
 def test_agreement_of_the_two_readings_is_as_quoted():
@@ -143,3 +147,17 @@ def test_laspar_example_trains_compares_and_shows_dimensions(tmp_path):
     saved, indexed = mv.Laspar.load(tmp_path / "model"), mv.SparseIndex(tmp_path / "laspar.sparse")
     assert saved.head.trained
     assert saved.space.rpartition("#")[2] == indexed.info()["encoder"].rpartition("#")[2]
+
+
+@pytest.mark.slow
+def test_nvf_example_trains_compares_and_reads_back(tmp_path):
+    printed = run("examples/nvf.py", "--epochs", "6", "--out", str(tmp_path))
+    rows = re.findall(r"^ *(\S.*?) +([01]\.\d+) +[01]\.\d+ +\d+\.\d+ +\S+$", printed, flags=re.M)
+    table = {name: float(value) for name, value in rows}
+    assert len(table) == 6
+    # what starts as the inner product stays near it; the notes' form forgets it
+    assert table["inner product >> NVF"] > table["MiniLM, inner product"] - 0.03
+    assert table["inner product >> NVF, notes' form"] < table["MiniLM, inner product"] - 0.2
+    assert re.search(r"^\{'inner product': 0\.\d+, 'network': -?\d", printed, flags=re.M)
+    nvf, index = mv.NVF.load(tmp_path / "nvf.safetensors"), mv.SingleVecIndex(tmp_path / "minilm.sv")
+    assert nvf.space.rpartition("#")[2] == index.info()["encoder"].rpartition("#")[2]
