@@ -2,13 +2,15 @@
 
     python benchmarks/laspar.py --data FOLDER --cache FOLDER     # trains, searches, adds to laspar.json
     python benchmarks/laspar.py --data FOLDER --seeds 0          # one of the seeds
+    python benchmarks/laspar.py --data FOLDER --cache FOLDER --teachers cross-encoder     # adds two conditions
     python benchmarks/laspar.py --dry                            # what would be run, and about how long
     python benchmarks/laspar.py                                  # prints the kept table
 
 Heads on a still MiniLM. scifact and cranfield give training rows: their topics that are not tested, and sentences of
 some of their documents, asked for the document. A third of their topics is tested with each seed, so that every topic
 is tested once; cacm is tested as a whole, and nothing of it was trained on. 15 % of the topics, the same with every
-seed, choose the learning rate of each architecture and are never tested. All documents are ranked, in PISA.
+seed, choose the learning rate of each architecture and are never tested. All documents are ranked, in PISA. The
+cross-encoder (cross_encoder.py) is trained on a seed's rows, as heads are, before it scores them.
 """
 
 import argparse
@@ -23,7 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from aligner_contrasts import corrected, randomisation
-from laspar_data import MEASURES, SEEDS, Collection, Teacher
+from cross_encoder import SETTINGS, KeptScores
+from laspar_data import MEASURES, SEEDS, Collection, Teacher, taught
 from limits import about
 
 import pyterrier_mvret as mv
@@ -44,8 +47,14 @@ REGULARISERS: dict[str, dict[str, Any]] = {
 }
 GRID = ("none", "flops", "equipartition", "flops, L1 of queries")
 TEACHERS = ("none", "dense")
+CROSS = "cross-encoder"
+TEMPERATURES = {"dense": 0.05, CROSS: 1.0}  # of cosines and of logits
+#: documents of the cosine that the cross-encoder itself is measured by
+RERANKED = 20
 #: seconds of a run of one size: training, and all that is measured; on a quiet core
 SECONDS = {SMALL: (15, 6), LARGE: (48, 18)}
+#: of a cross-encoder: training, scoring rows and reranking
+CROSS_SECONDS = 600
 STATES = 600
 
 
@@ -75,6 +84,7 @@ CONDITIONS = [
     Condition(LARGE, "mean"),
     Condition(LARGE, "mean", "none", "none"),
     Condition(LARGE, "mean", "flops", "dense"),
+    *(Condition(SMALL, "mean", r, CROSS) for r in ("none", "flops")),
 ]
 
 
@@ -92,7 +102,7 @@ def trained(condition: Condition, seed: int, rate: float, data: Any, states: Any
         return model
     how = dict(REGULARISERS[condition.regulariser])
     if condition.teacher != "none":
-        how["distillation"] = "kl"
+        how |= {"distillation": "kl", "teacher_temperature": TEMPERATURES[condition.teacher]}
     loss = mv.training.LatentSparse(**how)
     settings = {"epochs": EPOCHS, "batch_size": BATCH, "learning_rate": rate, "seed": seed}
     return model.fit(data, loss=loss, state_cache=states, verbose=False, **settings)
@@ -143,6 +153,30 @@ def baselines(collections: list[Collection], seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+def crossed(rows: list[Any], collections: list[Collection], seed: int, cache: Path) -> tuple[list[Any], list[dict]]:
+    """A seed's rows with scores of a cross-encoder that was trained on them, and rows of how it reranks by itself."""
+    from datasets import concatenate_datasets
+
+    rows = [one.remove_columns([c for c in one.column_names if c == "scores"]) for one in rows]
+    teacher = KeptScores(concatenate_datasets(rows), seed, cache)
+    start = time.perf_counter()
+    scored = [taught(one, teacher) for one in rows]
+    scores = np.array([row["scores"] for one in scored for row in one])
+    told = {
+        "seconds of training": teacher.seconds,
+        "training rows in order": round(float((scores[:, 0] > scores[:, 1:].max(1)).mean()), 4),
+    }
+    print(f"cross-encoder, seed {seed}: {told}, {time.perf_counter() - start:.0f} s", flush=True)
+    found = []
+    for c in collections:
+        topics = c.divided(seed)["test"]
+        name = f"{CROSS} on the cosine's {RERANKED}"
+        row = {"pooling": name, "regulariser": "", "teacher": "", "seed": seed, **told}
+        found.append({**row, **kept(c, c.reranked(topics, teacher, RERANKED))})
+        print(name, c.name, found[-1]["nDCG@10"], f"{time.perf_counter() - start:.0f} s", flush=True)
+    return scored, found
+
+
 def measure(arguments: argparse.Namespace, cache: Path) -> None:
     """All conditions of one seed, then the next; what is known is written after each."""
     from datasets import concatenate_datasets
@@ -150,17 +184,23 @@ def measure(arguments: argparse.Namespace, cache: Path) -> None:
     # a smoke run does all with little, and keeps it elsewhere
     target = cache / "laspar-smoke.json" if arguments.smoke else FILE
     topics = 20 if arguments.smoke else None
-    conditions = [CONDITIONS[0], CONDITIONS[5], CONDITIONS[-1]] if arguments.smoke else CONDITIONS
+    conditions = [c for c in CONDITIONS if c.teacher in arguments.teachers]
+    if arguments.smoke:
+        conditions = [conditions[i] for i in sorted({0, min(5, len(conditions) - 1), len(conditions) - 1})]
     names = [*TRAINED, *UNSEEN][1 if arguments.smoke else 0 :]
     collections = [Collection(name, arguments.data, cache, name in TRAINED, topics) for name in names]
     found: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {"rates": {}, "rows": []}
     command = "python benchmarks/laspar.py --data FOLDER"
-    found["about"] = about(command, ("torch", "sentence-transformers", "pyterrier-pisa"))
-    found["plan"] = {"epochs": EPOCHS, "batch": BATCH, "regularisers": REGULARISERS, "teacher": arguments.teacher_name}
-    states, teacher = mv.training.StateCache(gib=6), Teacher(arguments.teacher)
+    part = f"about {CROSS}" if arguments.teachers == [CROSS] else "about"
+    found[part] = about(command, ("torch", "sentence-transformers", "pyterrier-pisa"))
+    settings = {"epochs": EPOCHS, "batch": BATCH, "regularisers": REGULARISERS, "teacher": arguments.teacher_name}
+    found["plan"] = {**found.get("plan", {}), **settings}
+    states = mv.training.StateCache(gib=6)
+    teacher = Teacher(arguments.teacher) if "dense" in arguments.teachers else None
     for seed in arguments.seeds:
         sets = [c.rows(seed, teacher) for c in collections if c.trained]
         data = concatenate_datasets(sets)
+        data_of = dict.fromkeys(TEACHERS, data)
         for c in collections:
             mv.training.refuse_test_topics(data, c.divided(seed)["test"], qids=False)
         print(f"seed {seed}: {len(data)} rows, {[len(one) for one in sets]}", flush=True)
@@ -170,13 +210,19 @@ def measure(arguments: argparse.Namespace, cache: Path) -> None:
             found["rates"] = same if arguments.smoke else rates(collections, data, states)
         if not any(row["pooling"] == "BM25" and row["seed"] == seed for row in found["rows"]):
             found["rows"] += baselines(collections, seed)
+        if CROSS in arguments.teachers:
+            found["plan"][CROSS] = SETTINGS
+            scored, own = crossed(sets, collections, seed, cache)
+            data_of[CROSS] = concatenate_datasets(scored)
+            if not any(row["pooling"] == own[0]["pooling"] and row["seed"] == seed for row in found["rows"]):
+                found["rows"] += own
         for condition in conditions:
             told = {**condition.told(), "seed": seed}
             if any(told.items() <= row.items() for row in found["rows"]):
                 continue
             start = time.perf_counter()
             rate = found["rates"][condition.pooling]["rate"]
-            rows = run(condition, seed, rate, collections, data, states)
+            rows = run(condition, seed, rate, collections, data_of[condition.teacher], states)
             found["rows"] += rows
             values = {row["collection"]: (row["nDCG@10"], row["FLOPS"]) for row in rows}
             print(told, values, rows[0]["seconds of training"], f"{time.perf_counter() - start:.0f} s", flush=True)
@@ -219,6 +265,8 @@ CONTRASTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "equipartition - flops": ({"regulariser": "equipartition"}, {"regulariser": "flops"}),
     "L1 of queries - without": ({"regulariser": "flops, L1 of queries"}, {"regulariser": "flops"}),
     "teacher - none": ({"teacher": "dense"}, {"teacher": "none"}),
+    "cross-encoder - dense": ({"teacher": CROSS}, {"teacher": "dense"}),
+    "cross-encoder - none": ({"teacher": CROSS}, {"teacher": "none"}),
     "sum - mean": ({"pooling": "sum"}, {"pooling": "mean"}),
     "position - sum": ({"pooling": "position"}, {"pooling": "sum"}),
     "attention - mean": ({"pooling": "attention"}, {"pooling": "mean"}),
@@ -240,6 +288,8 @@ def contrasts(found: dict[str, Any]) -> pd.DataFrame:
             for row in small:
                 other = known.get(tuple({**row, **change}[c] for c in columns))
                 same = {**row, **where} == row and row["collection"] == collection
+                # the crossing of conditions is that of the other teachers
+                same = same and row["teacher"] in (*TEACHERS, where.get("teacher"))
                 if same and row["regulariser"] in GRID and other is not None:
                     # of other collections than cacm, each seed has topics of its own
                     names = [f"{'' if collection in UNSEEN else row['seed']} {i}" for i in range(len(other))]
@@ -252,17 +302,20 @@ def contrasts(found: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(corrected(rows))
 
 
-def plan() -> None:
+def plan(arguments: argparse.Namespace) -> None:
     """What would be run."""
-    frame = pd.DataFrame([c.told() for c in CONDITIONS])
-    seconds = [(0 if c.regulariser is None else SECONDS[c.size][0]) + SECONDS[c.size][1] for c in CONDITIONS]
-    frame["seconds"] = seconds
-    tried = len(POOLINGS) * len(RATES) * sum(SECONDS[SMALL])
+    conditions = [c for c in CONDITIONS if c.teacher in arguments.teachers]
+    frame = pd.DataFrame([c.told() for c in conditions])
+    frame["seconds"] = [(0 if c.regulariser is None else SECONDS[c.size][0]) + SECONDS[c.size][1] for c in conditions]
     print(frame.to_string())
-    total = sum(seconds) * len(SEEDS) + tried + 600
-    print(
-        f"{len(CONDITIONS)} conditions, {len(SEEDS)} seeds, {tried} s for rates, 600 s for states: {total / 60:.0f} min"
-    )
+    seeds = len(arguments.seeds)
+    parts = {
+        "conditions": int(frame["seconds"].sum()) * seeds,
+        "states": 200 if arguments.teachers == [CROSS] else 600,
+        "rates": 0 if arguments.teachers == [CROSS] else len(POOLINGS) * len(RATES) * sum(SECONDS[SMALL]),
+        "cross-encoders": CROSS_SECONDS * seeds if CROSS in arguments.teachers else 0,
+    }
+    print(f"{len(conditions)} conditions, {seeds} seeds; seconds {parts}: {sum(parts.values()) / 60:.0f} min")
 
 
 if __name__ == "__main__":
@@ -270,14 +323,15 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, help="folder of the collections; none prints what is kept")
     parser.add_argument("--cache", type=Path, help="where states of texts are kept between runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--teacher", default="", help="another sentence encoder than MiniLM")
+    parser.add_argument("--teachers", nargs="+", default=list(TEACHERS), choices=[*TEACHERS, CROSS], help="conditions")
+    parser.add_argument("--teacher", default="", help="another sentence encoder than MiniLM, as the dense one")
     parser.add_argument("--teacher-name", default="all-MiniLM-L6-v2", help="what the kept file calls it")
     parser.add_argument("--smoke", action="store_true", help="two collections, 20 topics, three conditions; not kept")
     parser.add_argument("--dry", action="store_true", help="prints the plan")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message="the latent head is untrained")  # controls are
     if arguments.dry:
-        plan()
+        plan(arguments)
         sys.exit()
     if arguments.data is not None:
         with tempfile.TemporaryDirectory() as folder:

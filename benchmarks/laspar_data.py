@@ -68,15 +68,15 @@ class Collection(projection_heads.Collection):
         found["qid"] = "sentence of " + found["docno"]
         return found[["qid", "query"]], found[["qid", "docno", "label"]]
 
-    def rows(self, seed: int, teacher: "Teacher", judged: bool = True) -> Any:
-        """Training rows: judged topics and sentences, BM25's negatives, a teacher's scores."""
+    def rows(self, seed: int, teacher: "Teacher | None" = None, judged: bool = True, negatives: int = NEGATIVES) -> Any:
+        """Training rows: judged topics and sentences, BM25's negatives, a teacher's scores if there is one."""
         topics, qrels = self.sentences()
         if judged:
             relevant = self.qrels.assign(label=(self.qrels["label"] >= self.label).astype(int))
             topics = pd.concat([self.divided(seed)["train"][["qid", "query"]], topics], ignore_index=True)
             qrels = pd.concat([relevant[["qid", "docno", "label"]], qrels])
-        found = mv.training.groups(topics, qrels, self.words, NEGATIVES, self.documents, short="drop", seed=seed)
-        return mv.training.with_teacher(found, pt.apply.doc_score(teacher.scores, batch_size=4096))
+        found = mv.training.groups(topics, qrels, self.words, negatives, self.documents, short="drop", seed=seed)
+        return found if teacher is None else taught(found, teacher)
 
     # ------------------------------------------------------------------ measuring
 
@@ -114,11 +114,25 @@ class Collection(projection_heads.Collection):
 
     def cosine(self, topics: pd.DataFrame) -> pd.DataFrame:
         """Values of MiniLM's cosine, of the very states that heads are given."""
+        return self.values(self.nearest(topics), topics)
+
+    def nearest(self, topics: pd.DataFrame) -> pd.DataFrame:
+        """Documents of the largest cosines, best first."""
         head = mv.Laspar(mv.models.MINILM, 1).head
         scores = self.pooled(head, "q", self.places(topics)) @ self.pooled(head, "d").T
         best, at = scores.topk(_DEPTH)
         qids = np.repeat(topics["qid"].to_numpy(), _DEPTH)
-        run = pd.DataFrame({"qid": qids, "docno": self.docnos[at.flatten().numpy()], "score": best.flatten().numpy()})
+        scored = best.flatten().double().numpy()
+        return pd.DataFrame({"qid": qids, "docno": self.docnos[at.flatten().numpy()], "score": scored})
+
+    def reranked(self, topics: pd.DataFrame, teacher: Any, depth: int = 20) -> pd.DataFrame:
+        """Values of the cosine's documents, the first of each topic in a teacher's order."""
+        run = self.nearest(topics)
+        top = run.groupby("qid").cumcount() < depth
+        texts = pd.DataFrame(self.documents)[["docno", "text"]]
+        asked = run[top].merge(topics[["qid", "query"]], on="qid").merge(texts, on="docno", how="left")
+        scores = teacher.scores(asked)
+        run.loc[top, "score"] = scores - scores.min() + 2  # above any cosine
         return self.values(run, topics)
 
     def sparse(self, head: Any, topics: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -156,6 +170,11 @@ def _likeness(queries: LatentVectors, documents: LatentVectors, latents: int) ->
         "FLOPS": round(float((shares["query"] * shares["document"]).sum()), 4),
         "latents used": int((shares["document"] > 0).sum()),
     }
+
+
+def taught(data: Any, teacher: Any) -> Any:
+    """Rows with a teacher's scores."""
+    return mv.training.with_teacher(data, pt.apply.doc_score(teacher.scores, batch_size=4096))
 
 
 class Teacher:
