@@ -135,7 +135,7 @@ def the_head(encoder: "TokenEncoder") -> "LatentHead":
     """
     head = head_of(encoder.model)
     if head is None:
-        raise ValueError(f"{encoder} has no latent head: open it with latents=mv.LatentSettings(), or mv.Laspar")
+        raise ValueError(f"{encoder._label} has no latent head: open it with latents=mv.LatentSettings(), or mv.Laspar")
     return head
 
 
@@ -198,7 +198,7 @@ def latent_vectors(
         verbose: a progress bar.
 
     Raises:
-        ValueError: there is no head, or states that are not finite.
+        ValueError: there is no head, or states or weights that are not finite.
 
     >>> import pyterrier_mvret as mv
     >>> encoder = mv.TokenEncoder(mv.models.MINILM)
@@ -222,6 +222,7 @@ def latent_vectors(
                 block = distinct[start : start + _TEXTS_A_BLOCK]
                 with torch.inference_mode(), onednn.linear_layers(encoder.model):
                     ids, weights = head.encode(_pooled(encoder, head, block, task), task)
+                _check_finite(f"weights of latents of {encoder._label}", weights, block)
                 found.append((ids.cpu().numpy(), weights.cpu().numpy()))
                 bar.update(len(block))
     finally:
@@ -243,6 +244,13 @@ def _pooled(encoder: "TokenEncoder", head: "LatentHead", inputs: list[batches.In
         features.pop("offset_mapping", None)
         features = batch_to_device(features, model.device)
         pooled[rows] = head.pooled(model[0](features))
-    if not pooled.isfinite().all():
-        raise ValueError(f"states of {encoder} are not finite")
+    _check_finite(f"states of {encoder._label}", pooled, inputs)
     return pooled
+
+
+def _check_finite(what: str, rows: Any, inputs: list[batches.Input]) -> None:
+    """ValueError names the first text whose row is not."""
+    finite = rows.isfinite().all(1)
+    if not finite.all():
+        first = inputs[int(finite.logical_not().nonzero()[0])]
+        raise ValueError(f"{what} are not finite for the text {first.text[:80]!r}")

@@ -344,5 +344,15 @@ def test_states_that_are_not_finite_are_refused(tiny):
     encoder = with_latents(tiny)
     with torch.no_grad():
         next(iter(encoder.model[0].parameters())).fill_(torch.nan)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="states of MultiVectorEncoder are not finite for the text 'a cat'"):
         latent_vectors(encoder, ["a cat"])
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_matrix_that_is_not_finite_makes_no_empty_vectors(tiny, normalize):
+    for rows in (slice(None), 3, 63):
+        encoder = with_latents(tiny, normalize=normalize)
+        with torch.no_grad():
+            head_of(encoder.model).weight[rows] = torch.nan
+        with pytest.raises(ValueError, match="weights of latents of MultiVectorEncoder are not finite for the text 'a cat'"):
+            latent_vectors(encoder, ["a cat"])
