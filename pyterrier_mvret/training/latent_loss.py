@@ -83,7 +83,7 @@ class LatentLoss(nn.Module):
         query, *columns = [dict(features) for features in sentence_features]
         queries = self._vectors(query, "query")
         documents = self._documents(columns)
-        if self.training:
+        if self.model.training:  # a validation set is none of what was trained on
             self.usage.add("query", *queries)
             self.usage.add("document", *documents)
         with torch.autocast(queries[1].device.type, enabled=False):
@@ -118,7 +118,9 @@ class LatentLoss(nn.Module):
         return F.kl_div(found, (teacher / self.how.teacher_temperature).softmax(-1), reduction="batchmean")
 
     def _penalties(self, queries: Sparse, documents: Sparse) -> dict[str, Tensor]:
-        risen, parts = self.how.risen(self.progress), {}
+        # validations of one run are to be compared: with penalties that rise, the first would be the best
+        risen = self.how.risen(self.progress) if self.model.training else 1.0
+        parts = {}
         if self.how.query_weight:
             parts["query_l1"] = risen * self.how.query_weight * l1(queries[1])
         if self.how.documents == "flops":
@@ -145,6 +147,8 @@ class LatentTrainer(PartTrainer):
     A matrix of more than a GiB has sparse gradients, of the rows that were kept in a step, and
     :class:`~pyterrier_mvret.training.row_adagrad.RowAdagrad` moves them.
 
+    A run in which all documents come to have the same latents is warned of, once.
+
     Raises:
         ValueError: no text has an active latent any more: nothing can be learned from there.
     """
@@ -153,7 +157,7 @@ class LatentTrainer(PartTrainer):
         super().__init__(*args, **kwargs)
         loss: Any = self.loss
         head: Any = head_of(loss.model)
-        self._latent, self._head = loss, head
+        self._latent, self._head, self._warned = loss, head, False
         self.add_callback(_Progress(loss))
         head.sparse_gradient = head.weight.numel() > _DENSE
 
@@ -174,14 +178,23 @@ class LatentTrainer(PartTrainer):
         """The library's, with what vectors used since it logged last."""
         used = self._latent.usage.take() if "loss" in logs else {}
         for side in ("query", "document"):
-            if used.get(f"{side}_active") == 0:
+            if used.get(f"{side}_latents") == 0:
                 raise ValueError(
                     f"training collapsed: no {side} has an active latent at step {self.state.global_step}; lower the "
                     "weights of the penalties, or the learning_rate"
                 )
-        if used.get("document_latents") == 1:
-            warnings.warn(
-                f"all documents up to step {self.state.global_step} share one latent: nothing tells them apart",
-                stacklevel=2,
-            )
         super().log({**logs, **used}, start_time)
+        self._warn_if_alike(used)
+
+    def _warn_if_alike(self, used: dict[str, float]) -> None:
+        found = used.get("document_latents")
+        alike = found is not None and found == used["document_active"]
+        # where all latents are kept it is no wonder, unless there is nothing but one weight
+        if alike and (found == 1 or found < self._head.latents) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"all documents up to step {self.state.global_step} have the same latents ({found} of "
+                f"{self._head.latents}): a query that finds one finds all; if document_latents in history stays there, "
+                "lower the learning_rate, or the weights of the penalties",
+                stacklevel=3,
+            )

@@ -112,6 +112,60 @@ def test_a_collapse_is_an_error(laspar, toy, quick):  # noqa: F811
         model.fit(toy.pairs, **quick)
 
 
+def held_still(model, active):
+    """Makes latents of all texts the same: those of positive bias, whatever the states are."""
+    model.encoder.model  # noqa: B018
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.offset.fill_(-1.0)
+        model.head.offset[:active] = torch.linspace(1, 2, active)
+    return model
+
+
+@pytest.mark.parametrize(("active", "settings"), [(1, {}), (15, {}), (15, {"normalize": False})])
+def test_documents_of_the_same_latents_are_warned_of_once(laspar, toy, quick, active, settings, recwarn):  # noqa: F811
+    held_still(laspar(**settings), active).fit(toy.pairs, **quick)
+    told = [str(w.message) for w in recwarn if "all documents" in str(w.message)]
+    assert len(told) == 1 and f"up to step 1 have the same latents ({min(active, 12)} of 200)" in told[0]
+
+
+def test_documents_that_differ_or_have_all_latents_are_not_warned_of(laspar, toy, quick, recwarn):  # noqa: F811
+    laspar().fit(toy.pairs, **quick)
+    held_still(laspar(latents=15, k_doc=15), 15).fit(toy.pairs, **quick)  # told apart by weights alone
+    assert not [w for w in recwarn if "all documents" in str(w.message)]
+
+
+def test_a_matrix_that_is_not_finite_is_no_collapse(laspar, toy, quick, recwarn):  # noqa: F811
+    model = laspar()
+    model.encoder.model  # noqa: B018
+    with torch.no_grad():
+        model.head.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="training diverged"):
+        model.fit(toy.pairs, **quick)
+    assert not [w for w in recwarn if "all documents" in str(w.message)]
+
+
+def test_the_bar_says_how_sparse_vectors_are(laspar, toy, quick, capsys):  # noqa: F811
+    model = laspar().fit(toy.pairs, **{**quick, "verbose": True})
+    last = model.history.iloc[-1]
+    shown = capsys.readouterr().err
+    for name in ("query_active", "query_latents", "document_active", "document_latents"):
+        assert f"{name}={last[name]:g}" in shown
+
+
+def test_a_validation_set_is_measured_alike_at_every_step_and_is_not_counted(laspar, toy, quick):  # noqa: F811
+    loss = mv.training.LatentSparse(query_weight=1.0, document_weight=1.0, warmup=1.0)
+    model = laspar()
+    rest = {**quick, "loss": loss, "evaluations": 3, "learning_rate": 1e-9, "logging_steps": 1}
+    with pytest.warns(UserWarning, match="did not help"):
+        history = model.fit(toy.pairs.select(range(5)), toy.groups, **rest).history
+    measured = history[["valid_loss", "valid_query_l1", "valid_flops"]].dropna()
+    assert len(measured) == 4 and (measured > 0).all().all()
+    np.testing.assert_allclose(measured, [measured.iloc[0]] * 4, rtol=1e-3)  # it has not moved
+    seen = model.doc_encoder()(pd.DataFrame({"docno": "d", "text": toy.pairs.select(range(5))["positive"]}))["toks"]
+    assert history["document_latents"].dropna().unique().tolist() == [len(set().union(*seen))]
+
+
 def test_a_loss_of_sparse_vectors_needs_them(tiny, toy, quick):  # noqa: F811
     with pytest.raises(ValueError, match="latent head"):
         mv.ColBERT(tiny, device="cpu").fit(toy.pairs, loss="latent-sparse", train="all", **quick)
