@@ -35,7 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "rows": "float32",
 }
 # what another value of makes no other head of
-_FREE = ("k_doc", "k_query", "rows")
+_FREE = ("k_doc", "k_query", "normalize_before_topk", "rows")
 # texts whose pooled states meet U together: a large U is read once for all of them
 _TEXTS_A_BLOCK = 512
 # weights that are no more than this are no terms, as in the method's code
@@ -46,8 +46,8 @@ _LEAST = 1e-5
 class LatentSettings:
     """A latent head as a value (LASPAR; the method has no paper, and where its code is silent the choice is ours).
 
-    What is None is as a model's own head has it, or the default of a new one, in brackets. ``k_doc``, ``k_query`` and
-    ``rows`` can be changed on a head that is there; other numbers and words must be its own.
+    What is None is as a model's own head has it, or the default of a new one, in brackets. ``k_doc``, ``k_query``,
+    ``normalize_before_topk`` and ``rows`` can be changed on a head that is there; the others must be its own.
 
     Attributes:
         latents: D, how many latents there are (65,536; up to millions with ``rows="float16"``).
@@ -81,10 +81,18 @@ class LatentSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("latents", "k_doc", "k_query"):
+        for name in ("latents", "k_doc", "k_query", "seed"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if isinstance(value, np.integer):  # of a grid; files of settings take Python's own
+                object.__setattr__(self, name, value := int(value))
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if name == "seed" and not whole:
+                raise ValueError(f"seed must be a whole number, got {value!r}")
+            if name != "seed" and value is not None and not (whole and value > 0):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        for name in ("norm_input", "normalize", "normalize_before_topk"):
+            if getattr(self, name) not in (None, True, False):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name, known in (("pooling", StatePooling), ("rows", Rows)):
             if getattr(self, name) not in (None, *get_args(known)):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
@@ -102,7 +110,7 @@ class LatentSettings:
             own, asked = getattr(head, name), value is not False if name == "bias" else value
             if name not in _FREE and own != asked:
                 raise ValueError(f"the latent head of this model has {name}={own}, not {value}")
-        for name in ("k_doc", "k_query"):
+        for name in ("k_doc", "k_query", "normalize_before_topk"):
             setattr(head, name, given.get(name, getattr(head, name)))
         if given.get("rows", head.rows) != head.rows:
             model[list(model).index(head)] = head.kept_as(given["rows"])
