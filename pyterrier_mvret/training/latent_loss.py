@@ -1,5 +1,6 @@
 """LASPAR's training: ranking by dot products of sparse vectors, a teacher's scores, and penalties that rise."""
 
+import math
 import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -68,11 +69,12 @@ class LatentLoss(nn.Module):
         model: with a latent head.
         how: the settings.
         latents: how many there are.
+        temperature: what scores are divided by, whether it was named or not.
     """
 
-    def __init__(self, model: nn.Module, how: "LatentSparse", latents: int):
+    def __init__(self, model: nn.Module, how: "LatentSparse", latents: int, temperature: float):
         super().__init__()
-        self.model, self.how, self.latents = model, how, latents
+        self.model, self.how, self.latents, self.temperature = model, how, latents, temperature
         #: share of the run that is done
         self.progress = 0.0
         #: what batches used, for the log
@@ -88,7 +90,7 @@ class LatentLoss(nn.Module):
             self.usage.add("document", *documents)
         with torch.autocast(queries[1].device.type, enabled=False):
             scores = dot_products(queries, documents)
-            parts = {"ranking": in_batch(scores, self.how.temperature)}
+            parts = {"ranking": in_batch(scores, self.temperature)}
             if self.how.distillation is not None:
                 assert labels is not None  # the training set was checked for them
                 rows = torch.arange(len(scores), device=scores.device)
@@ -112,9 +114,11 @@ class LatentLoss(nn.Module):
 
     def _distilled(self, scores: Tensor, teacher: Tensor) -> Tensor:
         """Of queries and their own documents, (B, N) both."""
+        if scores.shape[1] < 2:  # what a teacher thinks of one document alone says nothing
+            raise ValueError("distillation needs at least one negative a query (see mv.training.groups)")
         if self.how.distillation == "margin-mse":
             return F.mse_loss(scores[:, :1] - scores[:, 1:], teacher[:, :1] - teacher[:, 1:])
-        found = (scores / self.how.temperature).log_softmax(-1)
+        found = (scores / self.temperature).log_softmax(-1)
         return F.kl_div(found, (teacher / self.how.teacher_temperature).softmax(-1), reduction="batchmean")
 
     def _penalties(self, queries: Sparse, documents: Sparse) -> dict[str, Tensor]:
@@ -161,6 +165,13 @@ class LatentTrainer(PartTrainer):
         self.add_callback(_Progress(loss))
         head.sparse_gradient = head.weight.numel() > _DENSE
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The library's; afterwards gradients are dense again, as whoever trains the model by other means expects."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._head.sparse_gradient = False
+
     def get_optimizer_cls_and_kwargs(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """The library's, or that for sparse gradients."""
         kind, settings = super().get_optimizer_cls_and_kwargs(*args, **kwargs)
@@ -173,6 +184,12 @@ class LatentTrainer(PartTrainer):
         if not self._head.sparse_gradient:
             return super()._clip_grad_norm(model)
         return clipped([p for p in model.parameters() if p.grad is not None], self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The library's, which takes no gradient that is sparse either, where nothing is to be clipped."""
+        if grad_norm is None and self._head.sparse_gradient:
+            grad_norm = clipped([p for p in model.parameters() if p.grad is not None], math.inf)
+        return super()._get_grad_norm(model, grad_norm)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The library's, with what vectors used since it logged last."""

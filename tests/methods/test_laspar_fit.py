@@ -56,7 +56,7 @@ def test_penalties_make_vectors_sparse(laspar, toy, quick):  # noqa: F811
     """Only those: with the largest k alone, texts keep k."""
     active = []
     for weight in (0.0, 0.3):
-        loss = mv.training.LatentSparse(query_weight=weight, document_weight=weight, warmup=0)
+        loss = mv.training.LatentSparse(0.05, query_weight=weight, document_weight=weight, warmup=0)
         model = laspar(normalize=False).fit(toy.groups, loss=loss, **{**quick, "max_steps": 60, "learning_rate": 0.05})
         toks = model.doc_encoder()(pd.DataFrame({"docno": toy.texts.keys(), "text": toy.texts.values()}))["toks"]
         active.append(np.mean([sum(one.values()) for one in toks]))
@@ -87,6 +87,15 @@ def test_the_encoder_may_be_trained_as_well(laspar, toy, quick):  # noqa: F811
 def test_the_head_alone_learns_faster_than_other_heads(laspar, toy, quick, train, rate):  # noqa: F811
     model = laspar().fit(toy.pairs, train=train, **{**quick, "learning_rate": None})
     assert rate / 2 < model.history["learning_rate"].max() <= rate
+    moved = {  # by Adam, some six steps of the rate, which falls
+        name: (weight - dict(laspar().encoder.model.named_parameters())[name]).abs().max().item()
+        for name, weight in model.encoder.model.named_parameters()
+        if "pooler" not in name
+    }
+    for name, far in moved.items():
+        own = 1e-2 if name.startswith("1.") else rate if train == "all" and name.startswith("0.") else 0
+        assert far <= 6.1 * own
+    assert moved["1.weight"] > 1e-2 and (moved["0.model.encoder.layer.1.output.dense.weight"] > 0) == (train == "all")
 
 
 @pytest.mark.parametrize(
@@ -96,6 +105,8 @@ def test_the_head_alone_learns_faster_than_other_heads(laspar, toy, quick, train
         ({"normalize_before_topk": True}, {}, "cannot be trained"),
         ({}, {"mini_batch_size": 2}, "gradient caching"),
         ({}, {"loss": mv.training.LatentSparse(distillation="kl")}, "scores"),
+        ({}, {"loss": "contrastive"}, "sparse vectors take loss=mv.training.LatentSparse"),
+        ({"k_doc": 200}, {"loss": mv.training.LatentSparse(documents="equipartition")}, "k_doc=200, latents=200"),
     ],
 )
 def test_what_cannot_be_trained(laspar, toy, quick, settings, training, message):  # noqa: F811
@@ -110,6 +121,24 @@ def test_a_collapse_is_an_error(laspar, toy, quick):  # noqa: F811
         model.head.offset.fill_(-100.0)
     with pytest.raises(ValueError, match="training collapsed"):
         model.fit(toy.pairs, **quick)
+
+
+@pytest.mark.parametrize("distillation", ["kl", "margin-mse"])
+def test_a_teacher_of_one_document_has_nothing_to_say(laspar, toy, quick, distillation):  # noqa: F811
+    alone = toy.pairs.add_column("scores", [[1.0]] * len(toy.pairs))
+    with pytest.raises(ValueError, match="distillation needs at least one negative"):
+        laspar().fit(alone, loss=mv.training.LatentSparse(distillation=distillation), **quick)
+
+
+@pytest.mark.parametrize(("normalize", "temperature"), [(True, 0.05), (False, 1.0)])
+def test_scores_are_divided_by_what_fits_their_range(laspar, toy, quick, normalize, temperature):  # noqa: F811
+    none = {"query_weight": 0.0, "document_weight": 0.0}
+    first = {**quick, "max_steps": 1}
+    taken, named = (
+        laspar(normalize=normalize).fit(toy.groups, loss=mv.training.LatentSparse(**none, **how), **first).history
+        for how in ({}, {"temperature": temperature})
+    )
+    assert taken["ranking"].tolist() == named["ranking"].tolist()
 
 
 def held_still(model, active):
@@ -180,4 +209,7 @@ def test_a_large_matrix_moves_by_the_rows_that_were_kept(laspar, toy, quick, mon
     assert moved.sum() <= model.history["query_latents"].iloc[0] + model.history["document_latents"].iloc[0]
     whole = laspar().fit(toy.groups, path=tmp_path / "model", **{**settings, "max_steps": 60})
     assert whole.history["loss"].iloc[-5:].mean() < 0.8 * whole.history["loss"].iloc[:5].mean()
-    assert not whole.head.sparse_gradient
+    unclipped = laspar(k_doc=2, k_query=2).fit(toy.groups, **{**settings, "max_grad_norm": 0})
+    assert unclipped.history["grad_norm"].gt(0).all()
+    for made in (model, whole, unclipped):
+        assert not made.head.sparse_gradient
