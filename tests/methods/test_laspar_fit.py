@@ -2,12 +2,15 @@
 
 import numpy as np
 import pandas as pd
+import pyterrier as pt
 import pytest
 import torch
+from sentence_transformers import CrossEncoder
 
 import pyterrier_mvret as mv
 from pyterrier_mvret.methods.laspar import Laspar
 from pyterrier_mvret.training import latent_loss
+from tests import checkpoints
 from tests.training.conftest import toy  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.filterwarnings("ignore:the latent head is untrained")
@@ -121,6 +124,40 @@ def test_a_collapse_is_an_error(laspar, toy, quick):  # noqa: F811
         model.head.offset.fill_(-100.0)
     with pytest.raises(ValueError, match="training collapsed"):
         model.fit(toy.pairs, **quick)
+
+
+@pytest.mark.parametrize("distillation", ["kl", "margin-mse"])
+def test_a_cross_encoder_is_a_teacher(laspar, toy, quick, tmp_path, distillation):  # noqa: F811
+    """From the library's own model, through a pipeline, into a ranking that is more like the teacher's."""
+    reader = CrossEncoder(str(checkpoints.cross_encoder(tmp_path / "cross")), device="cpu")
+    teacher = pt.apply.doc_score(
+        lambda part: reader.predict(list(zip(part["query"], part["text"])), activation_fn=torch.nn.Identity()),
+        batch_size=8,
+    )
+    data = mv.training.with_teacher(toy.groups, teacher)
+    asked = pd.DataFrame(
+        [
+            (row["qid"], row["query"], docno, toy.texts[docno], score)
+            for row in data
+            for docno, score in zip(row["docnos"], row["scores"])
+        ],
+        columns=["qid", "query", "docno", "text", "teacher"],
+    )
+    logits = reader.predict(list(zip(asked["query"], asked["text"])), activation_fn=torch.nn.Identity())
+    np.testing.assert_allclose(asked["teacher"], logits, atol=1e-5)
+
+    def agreement(model):
+        scored = model.text_scorer()(asked).groupby("qid")
+        return np.mean([group["score"].corr(group["teacher"], method="spearman") for _, group in scored])
+
+    how = {"distillation": distillation, "distillation_weight": 100.0, "teacher_temperature": 1.0}  # of logits
+    model = laspar(k_doc=30, k_query=30, normalize=False)
+    before = agreement(model)
+    loss = mv.training.LatentSparse(query_weight=0.0, documents=None, **how)
+    model.fit(data, loss=loss, train="all", **{**quick, "max_steps": 80, "learning_rate": 5e-3})
+    lowered = model.history["distillation"]
+    assert lowered.iloc[-5:].mean() < 0.5 * lowered.iloc[:5].mean()
+    assert agreement(model) > before + 0.2
 
 
 @pytest.mark.parametrize("distillation", ["kl", "margin-mse"])
