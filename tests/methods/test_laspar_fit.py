@@ -80,6 +80,33 @@ def test_validation_ranks_with_sparse_vectors_and_a_stopped_run_goes_on(laspar, 
     np.testing.assert_allclose(again.text_scorer()(results)["score"], expected, atol=1e-6)
 
 
+def test_penalties_rise_by_steps_of_the_optimiser_also_of_a_run_that_was_stopped(
+    laspar,
+    toy,  # noqa: F811
+    quick,
+    tmp_path,
+    monkeypatch,
+):
+    seen, forward = [], latent_loss.LatentLoss.forward
+
+    def counted(self, *args):
+        seen.append(self.progress)
+        if len(seen) == 10:
+            raise KeyboardInterrupt
+        return forward(self, *args)
+
+    monkeypatch.setattr(latent_loss.LatentLoss, "forward", counted)
+    loss = mv.training.LatentSparse(query_weight=0.1, document_weight=1.0)
+    how = {**quick, "batch_size": 2, "gradient_accumulation_steps": 2, "evaluations": 3, "loss": loss}
+    with pytest.raises(KeyboardInterrupt):
+        laspar().fit(toy.groups, path=tmp_path / "stopped", **how)
+    assert seen == pytest.approx(np.array([0, 0, 1, 1, 2, 3, 3, 4, 4, 5]) / 6)  # an epoch is of five batches
+    stopped = laspar().fit(toy.groups, path=tmp_path / "stopped", resume=True, **how)
+    assert seen[10:] == pytest.approx(np.array([4, 4, 5]) / 6)
+    whole = laspar().fit(toy.groups, path=tmp_path / "whole", **how)
+    torch.testing.assert_close(stopped.head.weight, whole.head.weight, rtol=0, atol=0)
+
+
 def test_the_encoder_may_be_trained_as_well(laspar, toy, quick):  # noqa: F811
     model = laspar(pooling="attention").fit(toy.pairs, train="all", **quick)
     assert not torch.equal(next(model.encoder.model[0].parameters()), next(laspar().encoder.model[0].parameters()))
