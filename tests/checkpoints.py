@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, BertTokenizer
+from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
 
 WORDS = [
     "a",
@@ -171,6 +171,16 @@ def sentence_encoder(folder: Path) -> Path:
     (folder / "1_Pooling").mkdir()
     pooling = {"word_embedding_dimension": HIDDEN, "pooling_mode_mean_tokens": True}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return folder
+
+
+def cross_encoder(folder: Path, seed: int = 5) -> Path:
+    """A transformer that reads a query and a document together, with one logit."""
+    backbone(folder, seed=seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = BertConfig.from_pretrained(folder, num_labels=1, initializer_range=0.5)
+        BertForSequenceClassification(config).save_pretrained(folder)
     return folder
 
 

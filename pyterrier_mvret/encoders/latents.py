@@ -35,7 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "rows": "float32",
 }
 # what another value of makes no other head of
-_FREE = ("k_doc", "k_query", "rows")
+_FREE = ("k_doc", "k_query", "normalize_before_topk", "rows")
 # texts whose pooled states meet U together: a large U is read once for all of them
 _TEXTS_A_BLOCK = 512
 # weights that are no more than this are no terms, as in the method's code
@@ -46,8 +46,8 @@ _LEAST = 1e-5
 class LatentSettings:
     """A latent head as a value (LASPAR; the method has no paper, and where its code is silent the choice is ours).
 
-    What is None is as a model's own head has it, or the default of a new one, in brackets. ``k_doc``, ``k_query`` and
-    ``rows`` can be changed on a head that is there; other numbers and words must be its own.
+    What is None is as a model's own head has it, or the default of a new one, in brackets. ``k_doc``, ``k_query``,
+    ``normalize_before_topk`` and ``rows`` can be changed on a head that is there; the others must be its own.
 
     Attributes:
         latents: D, how many latents there are (65,536; up to millions with ``rows="float16"``).
@@ -81,10 +81,18 @@ class LatentSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("latents", "k_doc", "k_query"):
+        for name in ("latents", "k_doc", "k_query", "seed"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if isinstance(value, np.integer):  # of a grid; files of settings take Python's own
+                object.__setattr__(self, name, value := int(value))
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if name == "seed" and not whole:
+                raise ValueError(f"seed must be a whole number, got {value!r}")
+            if name != "seed" and value is not None and not (whole and value > 0):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        for name in ("norm_input", "normalize", "normalize_before_topk"):
+            if getattr(self, name) not in (None, True, False):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name, known in (("pooling", StatePooling), ("rows", Rows)):
             if getattr(self, name) not in (None, *get_args(known)):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
@@ -102,7 +110,7 @@ class LatentSettings:
             own, asked = getattr(head, name), value is not False if name == "bias" else value
             if name not in _FREE and own != asked:
                 raise ValueError(f"the latent head of this model has {name}={own}, not {value}")
-        for name in ("k_doc", "k_query"):
+        for name in ("k_doc", "k_query", "normalize_before_topk"):
             setattr(head, name, given.get(name, getattr(head, name)))
         if given.get("rows", head.rows) != head.rows:
             model[list(model).index(head)] = head.kept_as(given["rows"])
@@ -135,7 +143,7 @@ def the_head(encoder: "TokenEncoder") -> "LatentHead":
     """
     head = head_of(encoder.model)
     if head is None:
-        raise ValueError(f"{encoder} has no latent head: open it with latents=mv.LatentSettings(), or mv.Laspar")
+        raise ValueError(f"{encoder._label} has no latent head: open it with latents=mv.LatentSettings(), or mv.Laspar")
     return head
 
 
@@ -198,7 +206,7 @@ def latent_vectors(
         verbose: a progress bar.
 
     Raises:
-        ValueError: there is no head, or states that are not finite.
+        ValueError: there is no head, or states or weights that are not finite.
 
     >>> import pyterrier_mvret as mv
     >>> encoder = mv.TokenEncoder(mv.models.MINILM)
@@ -222,6 +230,7 @@ def latent_vectors(
                 block = distinct[start : start + _TEXTS_A_BLOCK]
                 with torch.inference_mode(), onednn.linear_layers(encoder.model):
                     ids, weights = head.encode(_pooled(encoder, head, block, task), task)
+                _check_finite(f"weights of latents of {encoder._label}", weights, block)
                 found.append((ids.cpu().numpy(), weights.cpu().numpy()))
                 bar.update(len(block))
     finally:
@@ -243,6 +252,13 @@ def _pooled(encoder: "TokenEncoder", head: "LatentHead", inputs: list[batches.In
         features.pop("offset_mapping", None)
         features = batch_to_device(features, model.device)
         pooled[rows] = head.pooled(model[0](features))
-    if not pooled.isfinite().all():
-        raise ValueError(f"states of {encoder} are not finite")
+    _check_finite(f"states of {encoder._label}", pooled, inputs)
     return pooled
+
+
+def _check_finite(what: str, rows: Any, inputs: list[batches.Input]) -> None:
+    """ValueError names the first text whose row is not."""
+    finite = rows.isfinite().all(1)
+    if not finite.all():
+        first = inputs[int(finite.logical_not().nonzero()[0])]
+        raise ValueError(f"{what} are not finite for the text {first.text[:80]!r}")

@@ -63,9 +63,10 @@ class Laspar(Configured):
     A checkpoint with a latent head is used as it is. Any other gets an untrained head, with a warning: terms are then a
     random projection of the encoder's states, a code in which overlap follows the cosine: with MiniLM it is a baseline
     worth having, and no LASPAR. Settings left at None are the checkpoint's own, or those of
-    :class:`~pyterrier_mvret.encoders.latents.LatentSettings` for a new head; ``k_doc``, ``k_query`` and ``rows`` can be
-    other than the checkpoint's. Prefixes, too, are the checkpoint's own: the method's code writes
-    ``query_prefix="query: "`` and ``doc_prefix="document: "``, which an encoder must have been trained with.
+    :class:`~pyterrier_mvret.encoders.latents.LatentSettings` for a new head; ``k_doc``, ``k_query``,
+    ``normalize_before_topk`` and ``rows`` can be other than the checkpoint's. Prefixes, too, are the checkpoint's own:
+    the method's code writes ``query_prefix="query: "`` and ``doc_prefix="document: "``, which an encoder must have been
+    trained with.
 
     Args:
         encoder: what the first argument of :class:`TokenEncoder` may be, or such an encoder, which is not changed:
@@ -186,15 +187,16 @@ class Laspar(Configured):
             valid: ``(results, qrels)`` of other topics, with ``text``, to choose the best checkpoint by.
             **settings: ``loss=`` (``"latent-sparse"``, or :class:`~pyterrier_mvret.training.LatentSparse` with
                 temperature, teacher and penalties), ``train=`` (``"head"`` by default), ``path=``, ``resume=``,
-                ``epochs=``, ``batch_size=``, ``learning_rate=`` (1e-2 for the head alone), ... as for
-                :func:`~pyterrier_mvret.training.fit`.
+                ``epochs=``, ``batch_size=``, ``learning_rate=`` (none takes 1e-2 for the head, and for what else is
+                trained that of the plan), ... as for :func:`~pyterrier_mvret.training.fit`.
 
         Returns:
             The model itself. ``history`` has the curves: the terms of the loss, and of queries and documents the
             ``active`` latents of a text, how many different ``latents`` there were, and how many texts were ``empty``.
 
         Raises:
-            ValueError: as for :func:`~pyterrier_mvret.training.fit`; no text has an active latent any more.
+            ValueError: as for :func:`~pyterrier_mvret.training.fit`; another loss, which would leave the head as it
+                is; no text has an active latent any more.
 
         >>> import pyterrier_mvret as mv
         >>> topics = pd.DataFrame({"qid": ["1", "2"], "query": ["feline", "interest"]})
@@ -205,14 +207,18 @@ class Laspar(Configured):
         (True, 32.0)
         """
         from pyterrier_mvret.scoring import MaxSim
-        from pyterrier_mvret.training import fit
+        from pyterrier_mvret.training import fit, losses
 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="the latent head is untrained")  # it is about to be
             self.encoder.model  # noqa: B018 (opens it)
         told = {"loss": "latent-sparse", "train": "head", **settings}
+        if not isinstance(losses.named(told["loss"]), losses.LatentSparse):
+            raise ValueError(f"sparse vectors take loss=mv.training.LatentSparse(...), got {told['loss']!r}")
         if told["train"] == "head" and told.get("learning_rate") is None:
             told["learning_rate"] = _RATE
+        elif told.get("learning_rate") is None:  # by the transformer's, 1,000 times smaller, the head would stand still
+            told.setdefault("learning_rate_mapping", {rf"^model\.{list(self.encoder.model).index(self.head)}\.": _RATE})
         how: dict[str, Any] = {"prepare": _trained, "scorer": _scorer, "finish": self._write_settings}
         # the rule is that of token vectors, which have no part in it
         self.history = fit(self.encoder, MaxSim(), data, valid, **how, **told)

@@ -33,7 +33,7 @@ def running_top(products: "Iterable[Tensor]", k: int) -> Top:
 
     Args:
         products: (rows, columns) parts, from left to right; at least one. Only one is looked at at a time.
-        k: entries a row, at least 1; all of them where there are fewer.
+        k: entries a row, at least 1; all of them where there are fewer. NaN comes first: it must not get lost.
 
     Raises:
         ValueError: there are no parts.
@@ -48,7 +48,7 @@ def running_top(products: "Iterable[Tensor]", k: int) -> Top:
         if best is None or best.values.shape[1] < k:
             best = _merged(best, part, start, k, None)
         else:  # of equal values those found before have the smaller ids: only larger ones matter
-            best = _merged(best, part, start, k, part > best.values[:, -1:])
+            best = _merged(best, part, start, k, (part <= best.values[:, -1:]).logical_not_())
         start += part.shape[1]
     if best is None:
         raise ValueError("there are no products")
@@ -61,7 +61,8 @@ def _merged(best: Top | None, part: "Tensor", start: int, k: int, wanted: "Tenso
 
     if wanted is None:
         least = part.topk(min(k, part.shape[1]), dim=1).values[:, -1:]
-        wanted = part >= least  # with all that are equal to the last: topk takes any of them
+        # with all that are equal to the last: topk takes any of them
+        wanted = (part < least).logical_not_()
     rows, columns = wanted.nonzero(as_tuple=True)
     counts = torch.bincount(rows, minlength=len(part))
     width = int(counts.max()) if len(rows) else 0

@@ -7,8 +7,8 @@ import pandas as pd
 
 # what a loss of several terms is made of, as the modules of ``objectives`` call them
 _TERMS = ("own", "in_batch", "passages", "units", "ranking", "l1", "distillation", "query_l1", "flops", "equipartition")
-# what a training of sparse vectors says of them
-_USED = tuple(f"{side}_{what}" for side in ("query", "document") for what in ("active", "latents", "empty"))
+#: what a training of sparse vectors says of them
+USED = tuple(f"{side}_{what}" for side in ("query", "document") for what in ("active", "latents", "empty"))
 
 
 def measured(logs: Mapping[str, Any]) -> list[str]:
@@ -27,7 +27,7 @@ def from_log(log: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     rows: dict[int, dict[str, Any]] = {}
     for entry in log:
         row = rows.setdefault(int(entry["step"]), {"step": int(entry["step"]), "epoch": entry.get("epoch")})
-        for name in ("loss", *_TERMS, *_USED, "learning_rate", "grad_norm"):
+        for name in ("loss", *_TERMS, *USED, "learning_rate", "grad_norm"):
             if name in entry:
                 row[name] = _number(entry[name])
         for name in measured(entry):
@@ -63,7 +63,7 @@ def plot(history: pd.DataFrame, ax: Any = None) -> Any:
     ax.plot(drawn["step"], drawn["loss"], color="0.5", label="training loss")
     ax.set_xlabel("step")
     ax.set_ylabel("training loss")
-    known = {"step", "epoch", "loss", *_TERMS, *_USED, "learning_rate", "grad_norm"}
+    known = {"step", "epoch", "loss", *_TERMS, *USED, "learning_rate", "grad_norm"}
     names = [name for name in history.columns if name not in known]
     if names:
         other = ax.twinx()

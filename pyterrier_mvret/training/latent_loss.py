@@ -1,5 +1,6 @@
 """LASPAR's training: ranking by dot products of sparse vectors, a teacher's scores, and penalties that rise."""
 
+import math
 import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -68,11 +69,12 @@ class LatentLoss(nn.Module):
         model: with a latent head.
         how: the settings.
         latents: how many there are.
+        temperature: what scores are divided by, whether it was named or not.
     """
 
-    def __init__(self, model: nn.Module, how: "LatentSparse", latents: int):
+    def __init__(self, model: nn.Module, how: "LatentSparse", latents: int, temperature: float):
         super().__init__()
-        self.model, self.how, self.latents = model, how, latents
+        self.model, self.how, self.latents, self.temperature = model, how, latents, temperature
         #: share of the run that is done
         self.progress = 0.0
         #: what batches used, for the log
@@ -83,12 +85,12 @@ class LatentLoss(nn.Module):
         query, *columns = [dict(features) for features in sentence_features]
         queries = self._vectors(query, "query")
         documents = self._documents(columns)
-        if self.training:
+        if self.model.training:  # a validation set is none of what was trained on
             self.usage.add("query", *queries)
             self.usage.add("document", *documents)
         with torch.autocast(queries[1].device.type, enabled=False):
             scores = dot_products(queries, documents)
-            parts = {"ranking": in_batch(scores, self.how.temperature)}
+            parts = {"ranking": in_batch(scores, self.temperature)}
             if self.how.distillation is not None:
                 assert labels is not None  # the training set was checked for them
                 rows = torch.arange(len(scores), device=scores.device)
@@ -112,13 +114,17 @@ class LatentLoss(nn.Module):
 
     def _distilled(self, scores: Tensor, teacher: Tensor) -> Tensor:
         """Of queries and their own documents, (B, N) both."""
+        if scores.shape[1] < 2:  # what a teacher thinks of one document alone says nothing
+            raise ValueError("distillation needs at least one negative a query (see mv.training.groups)")
         if self.how.distillation == "margin-mse":
             return F.mse_loss(scores[:, :1] - scores[:, 1:], teacher[:, :1] - teacher[:, 1:])
-        found = (scores / self.how.temperature).log_softmax(-1)
+        found = (scores / self.temperature).log_softmax(-1)
         return F.kl_div(found, (teacher / self.how.teacher_temperature).softmax(-1), reduction="batchmean")
 
     def _penalties(self, queries: Sparse, documents: Sparse) -> dict[str, Tensor]:
-        risen, parts = self.how.risen(self.progress), {}
+        # validations of one run are to be compared: with penalties that rise, the first would be the best
+        risen = self.how.risen(self.progress) if self.model.training else 1.0
+        parts = {}
         if self.how.query_weight:
             parts["query_l1"] = risen * self.how.query_weight * l1(queries[1])
         if self.how.documents == "flops":
@@ -145,6 +151,8 @@ class LatentTrainer(PartTrainer):
     A matrix of more than a GiB has sparse gradients, of the rows that were kept in a step, and
     :class:`~pyterrier_mvret.training.row_adagrad.RowAdagrad` moves them.
 
+    A run in which all documents come to have the same latents is warned of, once.
+
     Raises:
         ValueError: no text has an active latent any more: nothing can be learned from there.
     """
@@ -153,9 +161,16 @@ class LatentTrainer(PartTrainer):
         super().__init__(*args, **kwargs)
         loss: Any = self.loss
         head: Any = head_of(loss.model)
-        self._latent, self._head = loss, head
+        self._latent, self._head, self._warned = loss, head, False
         self.add_callback(_Progress(loss))
         head.sparse_gradient = head.weight.numel() > _DENSE
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The library's; afterwards gradients are dense again, as whoever trains the model by other means expects."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._head.sparse_gradient = False
 
     def get_optimizer_cls_and_kwargs(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """The library's, or that for sparse gradients."""
@@ -170,18 +185,33 @@ class LatentTrainer(PartTrainer):
             return super()._clip_grad_norm(model)
         return clipped([p for p in model.parameters() if p.grad is not None], self.args.max_grad_norm)
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The library's, which takes no gradient that is sparse either, where nothing is to be clipped."""
+        if grad_norm is None and self._head.sparse_gradient:
+            grad_norm = clipped([p for p in model.parameters() if p.grad is not None], math.inf)
+        return super()._get_grad_norm(model, grad_norm)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The library's, with what vectors used since it logged last."""
         used = self._latent.usage.take() if "loss" in logs else {}
         for side in ("query", "document"):
-            if used.get(f"{side}_active") == 0:
+            if used.get(f"{side}_latents") == 0:
                 raise ValueError(
                     f"training collapsed: no {side} has an active latent at step {self.state.global_step}; lower the "
                     "weights of the penalties, or the learning_rate"
                 )
-        if used.get("document_latents") == 1:
-            warnings.warn(
-                f"all documents up to step {self.state.global_step} share one latent: nothing tells them apart",
-                stacklevel=2,
-            )
         super().log({**logs, **used}, start_time)
+        self._warn_if_alike(used)
+
+    def _warn_if_alike(self, used: dict[str, float]) -> None:
+        found = used.get("document_latents")
+        alike = found is not None and found == used["document_active"]
+        # where all latents are kept it is no wonder, unless there is nothing but one weight
+        if alike and (found == 1 or found < self._head.latents) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"all documents up to step {self.state.global_step} have the same latents ({found} of "
+                f"{self._head.latents}): a query that finds one finds all; if document_latents in history stays there, "
+                "lower the learning_rate, or the weights of the penalties",
+                stacklevel=3,
+            )

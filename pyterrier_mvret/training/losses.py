@@ -236,21 +236,22 @@ class LatentSparse:
     our choice. ``L_rank`` is cross-entropy over all documents of the batch, the query's own negatives among them.
 
     Args:
-        temperature: what scores are divided by. Scores of vectors of length one lie in [0, 1], where a batch of 32
-            without it costs 2.518 at best; vectors that are not normalised take 1.
+        temperature: what scores are divided by; none takes 0.05 for vectors of length one, 1 for others. Scores of the
+            former lie in [0, 1], where a batch of 32 costs 2.518 at best with 1.
         distillation: ``"kl"``: divergence of the softmax over a query's own documents from the teacher's;
             ``"margin-mse"``: squared differences of margins (the teacher's scale is the model's to learn); none for
             rows without a teacher's scores. A teacher is whatever has scored the rows: a dense model, a cross-encoder.
         distillation_weight: ``a``.
         teacher_temperature: what a teacher's scores are divided by, for ``"kl"``: 0.05 fits cosines, 1 logits.
         query_weight: ``l_q``, of the mean sum of a query's weights.
-        documents: R: ``"flops"`` or ``"equipartition"`` (:mod:`pyterrier_mvret.training.sparsity`), or none.
+        documents: R: ``"flops"`` or ``"equipartition"`` (:mod:`pyterrier_mvret.training.sparsity`), or none. The second
+            is for heads that keep fewer latents than there are: of all vectors those without a zero are most even.
         document_weight: ``l_d``.
         warmup: ``w``: share of the run in which penalties rise to their weights. The public code takes 10,000 steps,
             sentence-transformers a third of a run, and so do we.
     """
 
-    temperature: float = 0.05
+    temperature: float | None = None
     distillation: Literal["kl", "margin-mse"] | None = None
     distillation_weight: float = 1.0
     teacher_temperature: float = 0.05
@@ -272,8 +273,9 @@ class LatentSparse:
                 f"{self.distillation!r}, {self.documents!r}"
             )
         for name in ("temperature", "teacher_temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be above 0, got {value!r}")
         for name in ("distillation_weight", "query_weight", "document_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)!r}")
@@ -305,7 +307,13 @@ class LatentSparse:
             raise ValueError("this loss is for models with a latent head: see mv.Laspar")
         if head.rows != "float32" or head.normalize_before_topk:
             raise ValueError("a head with rows='float16', 'int8' or normalize_before_topk=True cannot be trained")
-        return LatentLoss(model, self, head.latents)
+        if self.documents == "equipartition" and head.k_doc >= head.latents:
+            raise ValueError(
+                f"documents='equipartition' needs fewer entries a document than latents, got k_doc={head.k_doc}, "
+                f"latents={head.latents}: it would make vectors dense"
+            )
+        temperature = self.temperature or (0.05 if head.normalize else 1.0)
+        return LatentLoss(model, self, head.latents, temperature)
 
 
 _NAMED["latent-sparse"] = LatentSparse()

@@ -91,7 +91,7 @@ class Usage:
             ids: (texts, k).
             weights: (texts, k); of 0 a latent is not active.
         """
-        active = (weights > 0).detach()
+        active = (weights != 0).detach()  # NaN is no text without latents: the trainer has its own words for it
         counts = active.sum(1)
         texts, total, empty, used = self._seen.get(side, (0, 0, 0, ids.new_empty(0)))
         used = torch.unique(torch.cat([used, ids.detach()[active]]))

@@ -97,7 +97,7 @@ class RankingEvaluator(BaseEvaluator):
 
 
 class Bar(TrainerCallback):
-    """One progress bar over steps, with the last loss and the last measures behind it."""
+    """One progress bar over steps; behind it the last loss, how sparse vectors are, and the last measures."""
 
     def __init__(self, verbose: bool):
         self._verbose = verbose
@@ -126,8 +126,9 @@ class Bar(TrainerCallback):
         if lost:
             raise ValueError(f"training diverged: {lost[0]} at step {state.global_step}; try a lower learning_rate")
         if self._bar is not None:
-            shown = [name for name in ("loss", *curves.measured(logs)) if name in logs]
-            self._bar.set_postfix({name.removeprefix("eval_"): f"{logs[name]:.4f}" for name in shown})
+            shown = {name: f"{logs[name]:.4f}" for name in ("loss", *curves.measured(logs)) if name in logs}
+            shown |= {name: f"{logs[name]:g}" for name in curves.USED if name in logs and not name.endswith("_empty")}
+            self._bar.set_postfix({name.removeprefix("eval_"): value for name, value in shown.items()})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Closes it."""

@@ -1,6 +1,7 @@
 """LASPAR's head: by its definition, from any chunk and in any company, with gradients, kept small, saved and read."""
 
 import copy
+import json
 import pickle
 import warnings
 
@@ -318,9 +319,10 @@ def test_settings_of_a_head_that_is_there(tiny):
     encoder = with_latents(tiny)
     model = encoder.model
     before, rest = head_of(model).weight.clone(), [type(m) for m in model]
-    LatentSettings(latents=64, k_doc=3, bias=0.0, rows="int8")(model)
+    LatentSettings(latents=np.int64(64), k_doc=np.int64(3), bias=0.0, normalize_before_topk=True, rows="int8")(model)
     made = head_of(model)
     assert (made.k_doc, made.k_query, made.rows, made.trained) == (3, 4, "int8", True)
+    assert made.normalize_before_topk and json.dumps(made.get_config_dict())
     assert (made._rows(slice(None)) - before).abs().max() < 0.03
     assert [type(m) for m in model] == rest
     for settings in ({"latents": 65}, {"pooling": "sum"}, {"bias": False}, {"normalize": False}):
@@ -333,7 +335,8 @@ def test_settings_of_a_head_that_is_there(tiny):
     ("settings", "message"),
     [({"latents": 0}, "latents must be a whole number"), ({"k_doc": 1.5}, "k_doc must be"), ({"k_query": True}, "k_qu"),
      ({"pooling": "max"}, "pooling must be one of mean"), ({"rows": "int4"}, "rows must be one of"),
-     ({"bias": float("nan")}, "bias must be finite")],
+     ({"bias": float("nan")}, "bias must be finite"), ({"seed": 1.5}, "seed must be a whole number"),
+     ({"norm_input": "no"}, "norm_input must be True or False")],
 )  # fmt: skip
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
@@ -344,5 +347,17 @@ def test_states_that_are_not_finite_are_refused(tiny):
     encoder = with_latents(tiny)
     with torch.no_grad():
         next(iter(encoder.model[0].parameters())).fill_(torch.nan)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="states of MultiVectorEncoder are not finite for the text 'a cat'"):
         latent_vectors(encoder, ["a cat"])
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_matrix_that_is_not_finite_makes_no_empty_vectors(tiny, normalize):
+    for rows in (slice(None), 3, 63):
+        encoder = with_latents(tiny, normalize=normalize)
+        with torch.no_grad():
+            head_of(encoder.model).weight[rows] = torch.nan
+        with pytest.raises(
+            ValueError, match="weights of latents of MultiVectorEncoder are not finite for the text 'a cat'"
+        ):
+            latent_vectors(encoder, ["a cat"])

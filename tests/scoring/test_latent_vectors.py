@@ -43,6 +43,15 @@ def test_one_part_at_a_time_is_looked_at():
         running_top(iter(()), 3)
 
 
+@pytest.mark.parametrize("place", range(6))
+def test_what_is_no_number_does_not_get_lost(place):
+    y = torch.arange(12.0).reshape(2, 6)
+    y[1, place] = torch.nan
+    values, ids = running_top(y.split(2, dim=1), 2)
+    assert values[0].tolist() == [5, 4] and ids[0].tolist() == [5, 4]
+    assert values[1].isnan().tolist() == [True, False] and ids[1, 0] == place
+
+
 def test_log_relu_is_cut_off_and_has_no_gradient_there():
     y = torch.tensor([-1.0, 2.0, 22_025.0, 22_027.0], requires_grad=True)
     x = log_relu(y)

@@ -52,10 +52,9 @@ def test_all_terms_against_dense_vectors():
     ids, weights, dense = sparse(1, texts=6, k=5)
     module = LatentLoss(
         Table(ids, weights),
-        losses.LatentSparse(
-            temperature=0.5, distillation="kl", distillation_weight=2, query_weight=0.1, document_weight=0.3
-        ),
+        losses.LatentSparse(distillation="kl", distillation_weight=2, query_weight=0.1, document_weight=0.3),
         9,
+        0.5,
     )
     module.progress = 1 / 6
     teacher = torch.from_numpy(rng.normal(size=(2, 2)))
@@ -77,7 +76,7 @@ def test_all_terms_against_dense_vectors():
 def test_margins_and_even_shares():
     ids, weights, dense = sparse(2, texts=3, k=5)
     how = losses.LatentSparse(distillation="margin-mse", documents="equipartition", query_weight=0, warmup=0)
-    parts = LatentLoss(Table(ids, weights), how, 9)(columns([0], [1], [2]), torch.tensor([[0.9, 0.2]]))
+    parts = LatentLoss(Table(ids, weights), how, 9, 0.05)(columns([0], [1], [2]), torch.tensor([[0.9, 0.2]]))
     margin = dense[0] @ dense[1] - dense[0] @ dense[2]
     assert parts["distillation"].item() == pytest.approx((margin - 0.7) ** 2, abs=1e-6)
     assert set(parts) == {"ranking", "distillation", "equipartition"}
@@ -87,6 +86,7 @@ def test_margins_and_even_shares():
     ("settings", "message"),
     [
         ({"temperature": 0}, "temperature must be above 0"),
+        ({"teacher_temperature": float("inf")}, "teacher_temperature must be above 0"),
         ({"documents": "l0"}, "documents 'flops'"),
         ({"distillation": "mse"}, "distillation is"),
         ({"query_weight": -1}, "query_weight"),
