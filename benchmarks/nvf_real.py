@@ -7,8 +7,9 @@
 A fold is tested, the next one chooses the epoch, the other three are trained on; a seed divides the topics and draws
 the weights. What is compared, over the same 100 candidates of BM25 or of cosine: the inner product (an untrained NVF),
 option B added to it, or to BM25's own scores, and with one seed C, and B in the notes' form. The query transform ranks
-all documents. All of a topic's values are kept, and tested against the inner product (paired randomisation over topics,
-means over seeds, Holm's correction within a collection).
+all documents. All of a topic's values are kept, and tested against what a system is before training: the inner product,
+or BM25 where it is added to that (paired randomisation over topics, means over seeds, Holm's correction within a
+collection).
 """
 
 import argparse
@@ -180,7 +181,7 @@ def measure(arguments: argparse.Namespace, cache: Path) -> None:
 
 
 def tables(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Means over seeds, the least and the largest, and the gain over the inner product on the same candidates."""
+    """Means over seeds, the least and the largest, and the gain over what a system is before training."""
     lines = []
     for collection in dict.fromkeys(row["collection"] for row in rows):
         mine = [row for row in rows if row["collection"] == collection]
@@ -195,7 +196,8 @@ def tables(rows: list[dict[str, Any]]) -> pd.DataFrame:
             line |= {"nDCG@10": round(np.mean(known), 4), "least": min(known), "most": max(known)}
             line |= {name: round(np.mean([r[name] for r in same]), 4) for name in ("RR@10", "R@100")}
             line["epochs"] = round(np.mean([r["epochs"] for r in same]), 1) if "epochs" in same[0] else ""
-            reference = topics.get(("cosine" if first == "all" else first, "inner product"))
+            start = "as found" if system == "B, added to BM25" else "inner product"  # what it is before training
+            reference = topics.get(("cosine" if first == "all" else first, start))
             if system not in ("inner product", "as found") and reference:
                 gains = np.mean(values, axis=0) - np.array(reference[0])
                 line |= {"gain": round(float(gains.mean()), 4), "p": round(randomisation(gains), 5)}
