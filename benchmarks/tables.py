@@ -295,7 +295,10 @@ def nvf() -> str:
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     test = "paired randomisation over topics, p < 0.05 after Holm's correction within a collection"
-    note = "\\* differs from what it is before training: the inner product over the same candidates (the query transform: over all documents), or BM25"
+    note = (
+        "\\* differs from what it is before training, the inner product over the same candidates (the query transform: "
+        "over all documents) or BM25"
+    )
     return "\n".join(["", *lines, f"\n{note}: {test}.", ""])
 
 
