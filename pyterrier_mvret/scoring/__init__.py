@@ -1,6 +1,6 @@
 """Pure functions on arrays: how token vectors, or weighted terms, of a query and a document become one number."""
 
-from pyterrier_mvret.scoring import salience
+from pyterrier_mvret.scoring import salience, soft_attention
 from pyterrier_mvret.scoring.alignment import (
     align_grid,
     align_matrix,
@@ -56,6 +56,7 @@ __all__ = [
     "named_alignment",
     "rule_of",
     "salience",
+    "soft_attention",
     "unit_maxima",
     "unit_scores",
     "with_text_scores",
