@@ -218,4 +218,4 @@ if __name__ == "__main__":
     if arguments.data is not None:
         with tempfile.TemporaryDirectory() as folder:
             measure(arguments, arguments.cache or Path(folder))
-    print(tables(kept.read(FILE)["rows"]).to_string(index=False, float_format="%.4f"))
+    print(tables(kept.read(FILE)["rows"]).to_string(index=False, float_format="{:.4f}".format))
