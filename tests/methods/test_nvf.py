@@ -199,6 +199,30 @@ def test_the_query_transform_in_front_of_an_index(index):
     assert feedback(topics).groupby("qid").size().eq(2).all()
 
 
+def test_topics_without_judgements_are_not_held_out(index):
+    results = frame(30).drop(columns="query")
+    qrels = judged(results).head(4)
+    topics = results.drop_duplicates("qid")[["qid", "query_vec"]]
+    for seed in range(4):
+        nvf = mv.NVF(hidden=4, seed=seed)
+        nvf.fit(results, qrels, epochs=1, verbose=False)
+        nvf.fit_query_transform(topics, qrels, index, epochs=1, verbose=False)
+        for history in (nvf.history, nvf.transform_history):
+            assert history["nDCG@10"].iloc[0] > 0
+    with pytest.raises(ValueError, match="no query has a relevant document: queries are 'v', ..."):
+        nvf.fit(
+            results, qrels, results.assign(qid="v" + results["docno"]).drop_duplicates("qid").assign(qid="v"), qrels
+        )
+
+
+def test_judgements_of_documents_that_the_index_lacks(index):
+    results = frame(20)
+    qrels = pd.concat([judged(results), judged(results).assign(docno="elsewhere", label=2)])
+    nvf = mv.NVF(hidden=4).fit(results, qrels, index=index, epochs=1, verbose=False)
+    nvf.fit_query_transform(results.drop_duplicates("qid"), qrels, index, epochs=1, verbose=False)
+    assert len(nvf.history) == len(nvf.transform_history) == 2
+
+
 def test_missing_relevant_documents_come_from_the_index(index):
     results = frame(10).drop(columns="doc_vec")
     far = results.groupby("qid")["docno"].agg(lambda mine: next(f"d{i}" for i in range(12) if f"d{i}" not in set(mine)))
