@@ -228,6 +228,11 @@ def asked(pairs: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
 def unit(vectors: Floats) -> Floats:
     """Rows of length one; of zeros where there is nothing else."""
     lengths = np.sqrt(np.einsum("...i,...i->...", vectors, vectors))[..., None]
+    odd = ~((lengths > 1e-12) & (lengths < np.inf))
+    if odd.any():  # zeros, or squares that float32 does not hold
+        largest = np.abs(vectors).max(-1, keepdims=True, initial=0)
+        vectors = vectors / np.where(odd & (largest > 0), largest, 1)
+        lengths = np.sqrt(np.einsum("...i,...i->...", vectors, vectors))[..., None]
     scaled: Floats = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     return scaled
 

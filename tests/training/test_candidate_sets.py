@@ -183,3 +183,12 @@ def test_pairs_of_equal_vectors_are_one_query():
 
 def test_vectors_of_zeros_stay():
     assert unit(np.zeros((1, 3), np.float32)).tolist() == [[0, 0, 0]]
+    assert unit(np.zeros((0, 0), np.float32)).shape == (0, 0)
+
+
+@pytest.mark.parametrize("length", [1e-35, 1e-20, 1e25, 1e37])
+def test_vectors_whose_squares_float32_does_not_hold(length):
+    vectors = np.array([[3, 4], [0.3, 0.4], [0, 0]], np.float32)
+    found = unit(vectors * np.array([[length], [1], [1]], np.float32) / 4)
+    np.testing.assert_allclose(found, [[0.6, 0.8], [0.6, 0.8], [0, 0]], rtol=1e-5)
+    np.testing.assert_array_equal(found[1], unit(vectors[1:2] / 4)[0])
