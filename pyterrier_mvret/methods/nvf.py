@@ -19,8 +19,8 @@ import pyterrier as pt
 
 from pyterrier_mvret import frames
 from pyterrier_mvret.encoders.vector_encoder import VectorEncoder
-from pyterrier_mvret.pair_model import PairModel, check_dim
-from pyterrier_mvret.pair_stages import PairReranker, QueryMover, SoftResult, space_of
+from pyterrier_mvret.pair_model import PairModel
+from pyterrier_mvret.pair_stages import PairReranker, QueryMover, SoftResult, known_scores, space_of
 from pyterrier_mvret.training.candidate_sets import Missing, asked, candidate_sets, held_out, relevant_sets, unit
 
 if TYPE_CHECKING:
@@ -169,7 +169,8 @@ class NVF(PairModel):
             ``part`` (``"inner product"``, ``"network"``) and ``score``, which adds up to that of :meth:`reranker`.
 
         Raises:
-            ValueError: scores that depend on what else was found (``use_score``, ``"cross"``).
+            ValueError: scores that depend on what else was found (``use_score``, ``"cross"``), or an encoder other than
+                that of the training data.
 
         >>> import pyterrier_mvret as mv
         >>> parts = NVF(mv.models.MINILM).explain("feline pets", "Cats purr.")
@@ -179,6 +180,7 @@ class NVF(PairModel):
         if self.use_score or self.features == "cross":
             raise ValueError("scores depend on what else was found: those of a text alone mean nothing")
         encoder = self._the_encoder()
+        self.check_space(encoder.space)
         vectors = encoder.encode_queries([query]), encoder.encode_docs([text])
         score = float(self.scored(*vectors, np.zeros((1, 1), np.int64))[0, 0])
         q, d = (unit(v) if self.normalize else v for v in vectors)
@@ -239,7 +241,7 @@ class NVF(PairModel):
         from pyterrier_mvret.training.vector_field import fit_scorer
 
         how = NetworkTrainer(**{"seed": self.seed, **training})
-        space = space_of(results)
+        space = space_of(results, valid_results, index=index)
         if valid_results is None and valid != 0:
             results, valid_results = held_out(results, qrels, valid, self.seed)
         given: dict[str, Any] = {"index": index, "depth": depth, "normalize": self.normalize}
@@ -252,8 +254,12 @@ class NVF(PairModel):
                 raise ValueError("the vectors of valid_results are not as long as those of results")
         dim = train.queries.shape[1]
         start = self._scorer if warm_start and self._scorer is not None else None
+        space = self._space_beside(dim, space, start, self._transform)
+        if self.use_score:
+            for frame in (results, valid_results):
+                if frame is not None:
+                    known_scores(frame)
         network = copy.deepcopy(start) if start is not None else self._new_scorer(dim)
-        check_dim(network, dim)
         told = self.verbose if verbose is None else verbose
         history = fit_scorer(network, train, validation, how, use_score=self.use_score, measure=measure, verbose=told)
         self._scorer, self.history, self.space = network, history, space
@@ -329,7 +335,9 @@ class NVF(PairModel):
         given: Any = topics
         topics, qrels = asked(given) if qrels is None else (given, qrels)
         pt.validate.columns(topics, includes=["qid", frames.QUERY_VEC])
-        space = space_of(topics)
+        if not hasattr(index, "get_corpus_iter"):
+            raise ValueError(f"the query transform is trained over an index with get_corpus_iter(), got {index!r}")
+        space = space_of(topics, valid_topics, index=index)
         corpus = pd.DataFrame(list(index.get_corpus_iter()), columns=["docno", frames.DOC_VEC])
         documents = frames.vectors(corpus, frames.DOC_VEC)
         documents = unit(documents) if self.normalize else documents
@@ -345,8 +353,8 @@ class NVF(PairModel):
             validation = found, _of(judged, valid_topics)
         start = self._transform if warm_start and self._transform is not None else None
         dim = train.queries.shape[1]
+        space = self._space_beside(dim, space, start, self._scorer)
         network = copy.deepcopy(start) if start is not None else self._new_transform(dim, temperature)
-        check_dim(network, dim)
         told = self.verbose if verbose is None else verbose
         history = fit_transform(network, train, validation, how, measure=measure, verbose=told)
         self._transform, self.transform_history, self.space = network, history, space
