@@ -231,7 +231,7 @@ def unit(vectors: Floats) -> Floats:
     odd = ~((lengths > 1e-12) & (lengths < np.inf))
     if odd.any():  # zeros, or squares that float32 does not hold
         largest = np.abs(vectors).max(-1, keepdims=True, initial=0)
-        vectors = vectors / np.where(odd & (largest > 0), largest, 1)
+        vectors = (vectors / np.where(odd & (largest > 0), largest, 1).astype(np.float32)).astype(np.float32)
         lengths = np.sqrt(np.einsum("...i,...i->...", vectors, vectors))[..., None]
     scaled: Floats = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     return scaled

@@ -192,3 +192,6 @@ def test_vectors_whose_squares_float32_does_not_hold(length):
     found = unit(vectors * np.array([[length], [1], [1]], np.float32) / 4)
     np.testing.assert_allclose(found, [[0.6, 0.8], [0.6, 0.8], [0, 0]], rtol=1e-5)
     np.testing.assert_array_equal(found[1], unit(vectors[1:2] / 4)[0])
+    # others beside it are what they are alone, to the last digit
+    many = np.random.default_rng(0).normal(size=(50, 33)).astype(np.float32)
+    np.testing.assert_array_equal(unit(np.vstack([many, 0 * many[:1]]))[:50], unit(many))
