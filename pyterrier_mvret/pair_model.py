@@ -171,11 +171,12 @@ class PairModel(Configured):
         """(queries, dim) after the query transform; of length one."""
         import torch
 
-        queries = unit(queries)
         if self._transform is None:
             if not self.residual:
                 raise ValueError("the query transform of NVF with residual=False must be trained: fit_query_transform")
-            return queries
+            return unit(queries)
+        if self.normalize:  # as in training
+            queries = unit(queries)
         check_dim(self._transform, queries.shape[1])
         with torch.inference_mode():
             at = self._transform.second.weight.device
@@ -183,9 +184,21 @@ class PairModel(Configured):
 
     def check_spaces(self, inp: pd.DataFrame) -> None:
         """ValueError where the frame says that vectors are of different encoders, or of another than was trained on."""
-        found = space_of(inp)
-        if found is not None and self.space is not None and digest_of(found) != digest_of(self.space):
-            raise ValueError(f"NVF was trained on vectors of {self.space}, these are of {found}")
+        self.check_space(space_of(inp))
+
+    def check_space(self, space: str | None) -> None:
+        """ValueError where it is known to be another than was trained on."""
+        if space is not None and self.space is not None and digest_of(space) != digest_of(self.space):
+            raise ValueError(f"NVF was trained on vectors of {self.space}, these are of {space}")
+
+    def _space_beside(self, dim: int, space: str | None, *networks: Any) -> str | None:
+        """The space of training data, which must be that of networks that stay."""
+        for network in networks:
+            check_dim(network, dim)
+        if all(network is None for network in networks):
+            return space
+        self.check_space(space)
+        return space or self.space
 
 
 def check_dim(network: Any, dim: int) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.intp]
+_LEAST_TEMPERATURE = 1e-30  # float32 has none much below
 
 
 class QueryMover(Component):
@@ -50,13 +51,16 @@ class SoftResult(Component):
     """
 
     def __init__(self, k: int = 10, temperature: float = 0.05):
-        if k < 1 or not temperature > 0:
-            raise ValueError(f"k must be at least 1 and temperature above 0, got {k} and {temperature}")
+        if k < 1 or not temperature >= _LEAST_TEMPERATURE:
+            raise ValueError(
+                f"k must be at least 1, temperature {_LEAST_TEMPERATURE} or more, got {k} and {temperature}"
+            )
         self.k, self.temperature = k, temperature
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """One row a query that has results."""
         pt.validate.result_frame(inp, [frames.QUERY_VEC, frames.DOC_VEC, "rank"], context=self)
+        space_of(inp)  # raises where there are two
         groups, queries = query_vectors(inp) if len(inp) else ([], np.empty((0, 0), np.float32))
         firsts = np.array([rows[0] for rows in groups], dtype=np.intp)
         # PyTerrier's rule: columns of queries are named so, and outlive a rewriting of the query
@@ -100,7 +104,7 @@ class PairReranker(Component, pt.Estimator):
         if len(inp):
             self.model.check_spaces(inp)
             groups, queries = query_vectors(inp)
-            first = inp["score"].to_numpy(dtype=np.float32) if known else None
+            first = known_scores(inp) if known else None
             blocks = list(_blocks(groups))
             for block in pt.tqdm(blocks, desc="scoring", unit="block", disable=not self.verbose):
                 rows = np.concatenate([groups[i] for i in block])
@@ -109,8 +113,9 @@ class PairReranker(Component, pt.Estimator):
                 _same_length(queries[0], documents)
                 at = _padded([len(groups[i]) for i in block])
                 there = at >= 0
-                known_scores = None if first is None else first[rows][at]
-                scores[rows] = self.model.scored(queries[block], documents, at, known_scores)[there]
+                first_scores = None if first is None else first[rows][at]
+                scores[rows] = self.model.scored(queries[block], documents, at, first_scores)[there]
+            _check_finite(inp, scores, "vectors too long for float32, or weights that diverged")
         return frames.with_scores(inp, scores)
 
     def fit(
@@ -137,27 +142,56 @@ def query_vectors(inp: pd.DataFrame) -> tuple[list[Rows], Floats]:
         groups.append(rows)
         vector = frames.first_value(inp[frames.QUERY_VEC], rows, qid)
         found.append(frames.vector(vector, f"{frames.QUERY_VEC} of query {qid!r}"))
+        if not len(found[-1]):
+            raise ValueError(f"{frames.QUERY_VEC} of query {qid!r} has no dimensions")
         if len(found[-1]) != len(found[0]):
             raise ValueError(f"query {qid!r} has a vector of {len(found[-1])} dimensions, the first {len(found[0])}")
     return groups, np.stack(found)
 
 
-def space_of(inp: pd.DataFrame) -> str | None:
-    """The one vector space that a frame says its vectors are of; none where it says nothing.
+def space_of(*inps: pd.DataFrame | None, index: Any = None) -> str | None:
+    """The one vector space that frames and an index say their vectors are of; none where they say nothing.
 
     Raises:
         ValueError: vectors of different spaces.
     """
-    found = set()
-    if frames.QUERY_VEC_ENCODER in inp.columns:
-        found |= set(frames.numbered(inp[frames.QUERY_VEC_ENCODER])[1])
-    if frames.DOC_VEC_ENCODER in inp.columns:
-        made = frames.numbered(inp[frames.DOC_VEC_ENCODER])[1]
-        found |= {json.loads(text)["space"] for text in made if not frames.is_missing(text)}
+    found = {getattr(getattr(index, "store", None), "space", None)}
+    for inp in inps:
+        if inp is not None and frames.QUERY_VEC_ENCODER in inp.columns:
+            found |= set(frames.numbered(inp[frames.QUERY_VEC_ENCODER])[1])
+        if inp is not None and frames.DOC_VEC_ENCODER in inp.columns:
+            found |= {_said(text) for text in frames.numbered(inp[frames.DOC_VEC_ENCODER])[1]}
     spaces = sorted(str(space) for space in found if not frames.is_missing(space))
     if len({digest_of(space) for space in spaces}) > 1:
         raise ValueError(f"vectors of different encoders meet: {', '.join(spaces)}")
     return spaces[0] if spaces else None
+
+
+def _said(text: Any) -> str | None:
+    """The space that a document's encoder names."""
+    try:
+        return json.loads(text).get("space")
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"{frames.DOC_VEC_ENCODER} is not a description of an encoder: {text!r}") from None
+
+
+def known_scores(inp: pd.DataFrame) -> Floats:
+    """Scores of a first stage.
+
+    Raises:
+        ValueError: one that is no number, or infinite; minus infinity is one.
+    """
+    scores = inp["score"].to_numpy(dtype=np.float64)
+    _check_finite(inp, np.where(np.isneginf(scores), 0, scores), "use_score=True adds to it")
+    with np.errstate(over="ignore"):
+        return scores.astype(np.float32)
+
+
+def _check_finite(inp: pd.DataFrame, scores: npt.NDArray[np.float64], why: str) -> None:
+    odd = np.flatnonzero(~np.isfinite(scores))
+    if len(odd):
+        qid, docno = (inp[column].iloc[odd[0]] for column in ("qid", "docno"))
+        raise ValueError(f"score of document {docno!r} for query {qid!r} is {scores[odd[0]]}: {why}")
 
 
 # pairs that are scored at once: as few as fill the processor's cores, so that what is computed stays in its cache

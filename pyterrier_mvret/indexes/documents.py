@@ -71,9 +71,14 @@ class DocumentStore(Generic[S]):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    @property
+    def space(self) -> str | None:
+        """``name#digest`` of what is stored, where its encoder was told."""
+        return (self.manifest["encoder"] or {}).get("space")
+
     def check_space(self, space: str, what: str) -> None:
         """Raises ValueError if what is of a space (``name#digest``) cannot be compared with what is stored."""
-        mine = (self.manifest["encoder"] or {}).get("space")
+        mine = self.space
         if mine is not None and digest_of(mine) != digest_of(space):
             raise ValueError(f"{self.path} holds {self.content} of encoder {mine}, {what} {self.content} of {space}")
 

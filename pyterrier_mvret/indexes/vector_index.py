@@ -1,9 +1,11 @@
 """What indexes of vectors share, however many vectors a document has."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from pyterrier_mvret.indexes.builder import SegmentBuilder
 from pyterrier_mvret.indexes.codecs import CODECS
@@ -83,6 +85,17 @@ class VectorIndex(SegmentedIndex[Store]):
             raise ValueError(f"{self.path} stores {manifest['dtype']}, and was opened with dtype={self.dtype!r}")
         if self.quantize not in (None, manifest.get("quantize")):
             raise ValueError(f"{self.path} was built with quantize={manifest.get('quantize')}, not {self.quantize}")
+
+    def holds(self, docnos: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Whether each of these documents is in the index.
+
+        >>> import tempfile
+        >>> import pyterrier_mvret as mv
+        >>> index = mv.SingleVecIndex(tempfile.mkdtemp() + "/toy.vec")
+        >>> index.index([{"docno": "d1", "doc_vec": [1.0, 2.0]}]).holds(["d1", "d2"]).tolist()
+        [True, False]
+        """
+        return self.store.positions(docnos) >= 0
 
     def info(self) -> dict[str, Any]:
         """Counts (documents, those without vectors, vectors, segments), bytes, dim, dtype, encoder.

@@ -19,10 +19,9 @@ import pyterrier as pt
 
 from pyterrier_mvret import frames
 from pyterrier_mvret.encoders.vector_encoder import VectorEncoder
-from pyterrier_mvret.pair_model import PairModel, check_dim
-from pyterrier_mvret.pair_stages import PairReranker, QueryMover, SoftResult, space_of
-from pyterrier_mvret.training.candidate_sets import Missing, asked, candidate_sets, relevant_sets, unit
-from pyterrier_mvret.training.splits import split
+from pyterrier_mvret.pair_model import PairModel
+from pyterrier_mvret.pair_stages import PairReranker, QueryMover, SoftResult, known_scores, space_of
+from pyterrier_mvret.training.candidate_sets import Missing, asked, candidate_sets, held_out, relevant_sets, unit
 
 if TYPE_CHECKING:
     from pyterrier_mvret.encoders.vector_stages import VecDocEncoder, VecQueryEncoder
@@ -170,7 +169,8 @@ class NVF(PairModel):
             ``part`` (``"inner product"``, ``"network"``) and ``score``, which adds up to that of :meth:`reranker`.
 
         Raises:
-            ValueError: scores that depend on what else was found (``use_score``, ``"cross"``).
+            ValueError: scores that depend on what else was found (``use_score``, ``"cross"``), or an encoder other than
+                that of the training data.
 
         >>> import pyterrier_mvret as mv
         >>> parts = NVF(mv.models.MINILM).explain("feline pets", "Cats purr.")
@@ -180,6 +180,7 @@ class NVF(PairModel):
         if self.use_score or self.features == "cross":
             raise ValueError("scores depend on what else was found: those of a text alone mean nothing")
         encoder = self._the_encoder()
+        self.check_space(encoder.space)
         vectors = encoder.encode_queries([query]), encoder.encode_docs([text])
         score = float(self.scored(*vectors, np.zeros((1, 1), np.int64))[0, 0])
         q, d = (unit(v) if self.normalize else v for v in vectors)
@@ -219,7 +220,8 @@ class NVF(PairModel):
             valid_qrels: the judgements of these; none takes them from ``qrels``.
             index: with a ``vec_loader()``, to read vectors of documents from; then relevant documents that were not
                 retrieved can be put in.
-            valid: the share of topics that is held out; 0 keeps the weights of the last epoch.
+            valid: the share of topics that is held out, of those with a relevant document; 0 keeps the weights of the
+                last epoch.
             depth: candidates of a query at most, by rank.
             missing: what to do about relevant documents that were not retrieved: ``"inject"`` or ``"drop"`` (which is
                 what the notes do); see :func:`~pyterrier_mvret.training.candidate_sets.candidate_sets`.
@@ -239,22 +241,25 @@ class NVF(PairModel):
         from pyterrier_mvret.training.vector_field import fit_scorer
 
         how = NetworkTrainer(**{"seed": self.seed, **training})
-        space = space_of(results)
-        if valid_results is None and valid > 0:
-            results, valid_results = split(results, valid, seed=self.seed)
+        space = space_of(results, valid_results, index=index)
+        if valid_results is None and valid != 0:
+            results, valid_results = held_out(results, qrels, valid, self.seed)
         given: dict[str, Any] = {"index": index, "depth": depth, "normalize": self.normalize}
         train = candidate_sets(results, qrels, missing=missing, **given)
         validation = None
         if valid_results is not None:
             judged = qrels if valid_qrels is None else valid_qrels
-            judged = judged[judged["qid"].isin(valid_results["qid"])]
-            validation = candidate_sets(valid_results, judged, missing="keep", **given), judged
+            validation = candidate_sets(valid_results, judged, missing="keep", **given), _of(judged, valid_results)
             if validation[0].queries.shape[1] != train.queries.shape[1]:
                 raise ValueError("the vectors of valid_results are not as long as those of results")
         dim = train.queries.shape[1]
         start = self._scorer if warm_start and self._scorer is not None else None
+        space = self._space_beside(dim, space, start, self._transform)
+        if self.use_score:
+            for frame in (results, valid_results):
+                if frame is not None:
+                    known_scores(frame)
         network = copy.deepcopy(start) if start is not None else self._new_scorer(dim)
-        check_dim(network, dim)
         told = self.verbose if verbose is None else verbose
         history = fit_scorer(network, train, validation, how, use_score=self.use_score, measure=measure, verbose=told)
         self._scorer, self.history, self.space = network, history, space
@@ -275,7 +280,7 @@ class NVF(PairModel):
         nothing: take those that it gets wrong (titles, clicks, generated questions, another encoder's queries).
 
         Args:
-            pairs: a frame with ``query_vec`` and ``docno``, or such pairs.
+            pairs: a frame with ``query_vec`` and ``docno``, or such pairs; those of equal vectors are one query.
             index: a :class:`~pyterrier_mvret.SingleVecIndex` of the documents.
             depth: candidates of a query.
             **training: as for :meth:`fit`; a share of the pairs is held out for validation.
@@ -309,7 +314,8 @@ class NVF(PairModel):
             index: with ``get_corpus_iter()`` of ``docno`` and ``doc_vec``.
             valid_topics: other topics, to choose the epoch by; none holds out a share.
             valid_qrels: the judgements of these; none takes them from ``qrels``.
-            valid: the share of topics that is held out; 0 keeps the weights of the last epoch.
+            valid: the share of topics that is held out, of those with a relevant document; 0 keeps the weights of the
+                last epoch.
             measure: by which the best epoch is kept, of the 100 best documents of all.
             temperature: where T starts; none is 0.05, or 1 in the notes' form (``residual=False``).
             warm_start: go on from the weights of the last training.
@@ -329,24 +335,32 @@ class NVF(PairModel):
         given: Any = topics
         topics, qrels = asked(given) if qrels is None else (given, qrels)
         pt.validate.columns(topics, includes=["qid", frames.QUERY_VEC])
-        space = space_of(topics)
-        if valid_topics is None and valid > 0:
-            topics, valid_topics = split(topics, valid, seed=self.seed)
-        corpus = pd.DataFrame(list(index.get_corpus_iter()))
+        if not hasattr(index, "get_corpus_iter"):
+            raise ValueError(f"the query transform is trained over an index with get_corpus_iter(), got {index!r}")
+        space = space_of(topics, valid_topics, index=index)
+        corpus = pd.DataFrame(list(index.get_corpus_iter()), columns=["docno", frames.DOC_VEC])
         documents = frames.vectors(corpus, frames.DOC_VEC)
         documents = unit(documents) if self.normalize else documents
         names = corpus["docno"].tolist()
+        if valid_topics is None and valid != 0:
+            there = qrels[qrels["docno"].isin(corpus["docno"])]
+            topics, valid_topics = held_out(topics, there, valid, self.seed)
         train = relevant_sets(topics, qrels, names, documents, self.normalize)
         validation = None
         if valid_topics is not None:
             judged = qrels if valid_qrels is None else valid_qrels
-            judged = judged[judged["qid"].isin(valid_topics["qid"])]
-            validation = relevant_sets(valid_topics, judged, names, documents, self.normalize), judged
+            found = relevant_sets(valid_topics, judged, names, documents, self.normalize)
+            validation = found, _of(judged, valid_topics)
         start = self._transform if warm_start and self._transform is not None else None
         dim = train.queries.shape[1]
+        space = self._space_beside(dim, space, start, self._scorer)
         network = copy.deepcopy(start) if start is not None else self._new_transform(dim, temperature)
-        check_dim(network, dim)
         told = self.verbose if verbose is None else verbose
         history = fit_transform(network, train, validation, how, measure=measure, verbose=told)
         self._transform, self.transform_history, self.space = network, history, space
         return self
+
+
+def _of(qrels: pd.DataFrame, topics: pd.DataFrame) -> pd.DataFrame:
+    """The judgements of some topics."""
+    return qrels[qrels["qid"].isin(topics["qid"])]

@@ -33,6 +33,9 @@ class QueryTransform(nn.Module):
         temperature: where T starts; its logarithm is learned, and it stays between 0.005 and 10.
         seed: of the first weights.
 
+    Raises:
+        ValueError: another temperature.
+
     >>> moved = QueryTransform(2)(torch.tensor([[3.0, 4.0]]))
     >>> moved.detach().tolist()
     [[0.6000..., 0.8000...]]
@@ -42,6 +45,8 @@ class QueryTransform(nn.Module):
 
     def __init__(self, dim: int, residual: bool = True, temperature: float = 0.05, seed: int = 0):
         super().__init__()
+        if not _LEAST <= temperature <= _LARGEST:
+            raise ValueError(f"temperature must be from {_LEAST} to {_LARGEST}, got {temperature}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.first, self.second = nn.Linear(dim, dim), nn.Linear(dim, dim)
@@ -191,20 +196,24 @@ def score_candidates(
     """
     mask = candidates >= 0
     found = documents[candidates.clamp(min=0)]
-    base = (found @ queries[:, :, None]).squeeze(-1) if scores is None else min_max(scores, mask)
+    # a matrix product sums in another order at the edges of its tiles: equal documents would not score alike
+    base = (found * queries[:, None]).sum(-1) if scores is None else min_max(scores, mask)
     return network(queries, found, base, mask)
 
 
 def min_max(scores: Tensor, mask: Tensor) -> Tensor:
     """(queries, candidates) scores of a first stage from 0 to 1 within each query; zeros where all are equal.
 
+    Minus infinity, which a text without tokens may have, counts as the least of the others.
+
     >>> min_max(torch.tensor([[3.0, 1.0, 2.0, 9.0]]), torch.tensor([[True, True, True, False]]))[:, :3].tolist()
     [[1.0, 0.0, 0.5]]
     """
-    least = scores.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
-    most = scores.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
+    counts = mask & ~scores.isneginf()
+    least = scores.masked_fill(~counts, torch.inf).amin(1, keepdim=True)
+    most = scores.masked_fill(~counts, -torch.inf).amax(1, keepdim=True)
     spread = most - least
-    return torch.where(mask & (spread > 0), (scores - least) / spread.where(spread > 0, torch.ones_like(spread)), 0.0)
+    return torch.where(counts & (spread > 0), (scores - least) / spread.where(spread > 0, torch.ones_like(spread)), 0.0)
 
 
 def _zeroed(layer: nn.Linear) -> None:

@@ -28,7 +28,9 @@ def soft_attention(queries: "Tensor", documents: "Tensor", temperature: "Tensor 
     >>> soft_attention(torch.tensor([0.8, 0.6]), documents, 0.1).tolist()
     [0.1642..., 0.0222..., 0.8135...]
     """
-    return _products(queries, documents).div(temperature).softmax(-1)
+    products = _products(queries, documents)
+    # before the division: with a T near 0, quotients would be infinite
+    return (products - products.detach().amax(-1, keepdim=True)).div(temperature).softmax(-1)
 
 
 def soft_result(queries: "Tensor", documents: "Tensor", temperature: "Tensor | float") -> "Tensor":

@@ -11,6 +11,7 @@ import pyterrier as pt
 
 from pyterrier_mvret import frames
 from pyterrier_mvret.training.measures import parsed
+from pyterrier_mvret.training.splits import split
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -45,7 +46,11 @@ class CandidateSets:
         return len(self.queries)
 
     def measured(self, scores: Floats, qrels: pd.DataFrame, measure: Any) -> float:
-        """A measure of the candidates as scored, (queries, K); queries without any count as 0, as with PyTerrier."""
+        """A measure of the candidates as scored, (queries, K); queries without any count as 0, as with PyTerrier.
+
+        Labels below 0 count as 0: with a query that has no others, trec_eval's code crashes.
+        """
+        qrels = qrels.assign(label=qrels["label"].clip(lower=0))
         row, column = np.nonzero(self.candidates >= 0)
         names = np.asarray(self.docnos, dtype=object)[self.candidates[row, column]]
         qids = np.asarray(self.qids, dtype=object)[row]
@@ -66,7 +71,8 @@ def candidate_sets(
 
     Args:
         results: R with ``query_vec``, and ``doc_vec`` unless there is an index.
-        qrels: ``qid``, ``docno``, ``label``; labels of at least 1 are relevant, what is not judged is not.
+        qrels: ``qid``, ``docno``, ``label``; labels of at least 1 are relevant, what is not judged is not. Of a
+            document that was judged twice, the largest label counts.
         index: with a ``vec_loader()``, from which documents' vectors are read.
         depth: candidates of a query at most, by rank.
         missing: relevant documents that are not among a query's candidates take the place of its last irrelevant ones
@@ -76,7 +82,8 @@ def candidate_sets(
         normalize: scale vectors to length one.
 
     Raises:
-        ValueError: a candidate twice, vectors that are none or of different lengths, no query that is left.
+        ValueError: a candidate twice, vectors that are none or of different lengths, labels that are no numbers, no
+            query with a relevant document, or none that is left.
 
     >>> columns = {"qid": "1", "docno": ["a", "b"], "score": [2.0, 1.0], "rank": [0, 1]}
     >>> results = pd.DataFrame(columns).assign(
@@ -87,13 +94,15 @@ def candidate_sets(
     """
     if missing not in get_args(Missing):
         raise ValueError(f"missing must be one of {', '.join(get_args(Missing))}, got {missing!r}")
-    pt.validate.columns(qrels, includes=["qid", "docno", "label"])
+    if depth is not None and depth < 1:
+        raise ValueError(f"depth must be at least 1, got {depth}")
     vectors = [frames.QUERY_VEC, *([] if index is not None else [frames.DOC_VEC])]
     pt.validate.result_frame(results, ["score", "rank", *vectors])
     twice = results[results.duplicated(["qid", "docno"])]
     if len(twice):
         raise ValueError(f"query {twice['qid'].iloc[0]!r} has candidate {twice['docno'].iloc[0]!r} twice")
     relevant = _relevant(qrels)
+    _check_judged(results, relevant)
     asked = results["qid"].isin(relevant) if missing != "keep" else np.ones(len(results), dtype=bool)
     results = results[asked].sort_values("rank", kind="stable")
     if depth is not None:
@@ -112,7 +121,7 @@ def candidate_sets(
         qids.append(qid)
         rows.append(row)
     if not rows:
-        raise ValueError("no query has a relevant document among its candidates" if relevant else "no judgement")
+        raise ValueError("no query has a relevant document among its candidates")
     if len({len(query) for query in queries} | {documents.shape[1]}) > 1:
         raise ValueError(f"{frames.QUERY_VEC} and {frames.DOC_VEC} must all have as many dimensions")
     candidates, gains, known = zip(*rows, strict=True)
@@ -146,7 +155,8 @@ def relevant_sets(
     """
     place = {name: i for i, name in enumerate(names)}
     vectors = topics.drop_duplicates("qid")[["qid", frames.QUERY_VEC]]
-    judged = qrels[(qrels["label"] >= 1) & qrels["docno"].isin(place)].merge(vectors, on="qid")
+    judged = _relevant_rows(qrels)
+    judged = judged[judged["docno"].isin(place)].merge(vectors, on="qid")
     rows = []
     for qid, mine in frames.query_groups(judged):
         what = f"{frames.QUERY_VEC} of query {qid!r}"
@@ -165,8 +175,36 @@ def relevant_sets(
     return CandidateSets(unit(queries) if normalize else queries, documents, candidates, gains, gains, qids, names)
 
 
+def held_out(data: pd.DataFrame, qrels: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Topics or results in two parts that share no query, the second to choose an epoch by.
+
+    Only queries with a relevant document are divided, and returned: others say nothing in either part.
+
+    Raises:
+        ValueError: fewer than two of these queries, or no share.
+
+    >>> topics = pd.DataFrame({"qid": ["1", "2", "3"], "query": ["a", "b", "c"]})
+    >>> qrels = pd.DataFrame({"qid": ["1", "3"], "docno": "d", "label": 1})
+    >>> sorted(part["qid"].tolist() for part in held_out(topics, qrels, 0.5, seed=0))
+    [['1'], ['3']]
+    """
+    relevant = _relevant(qrels)
+    _check_judged(data, relevant)
+    data = data[data["qid"].isin(relevant)]
+    # a query's text may lack in some of its rows, or in all, or in the frame; its name does not
+    texts = data.groupby("qid", sort=False)["query" if "query" in data.columns else "qid"].first()
+    texts = texts.where(texts.notna(), texts.index)
+    if len(texts) < 2:
+        raise ValueError("one judged query cannot be divided in two: pass others to validate with, or valid=0")
+    parts = split(pd.DataFrame({"qid": texts.index, "query": texts.to_numpy()}), share, seed=seed)
+    train, valid = (data[data["qid"].isin(part["qid"])].reset_index(drop=True) for part in parts)
+    return train, valid
+
+
 def asked(pairs: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Topics and judgements from query vectors and the documents that they should find.
+
+    Pairs of equal vectors are one topic: what one of them should find is not wrong for another.
 
     >>> topics, qrels = asked([([1.0, 0.0], "a"), ([0.0, 1.0], "b")])
     >>> topics["qid"].tolist(), qrels["docno"].tolist(), qrels["label"].tolist()
@@ -177,27 +215,56 @@ def asked(pairs: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
         vectors, docnos = pairs[frames.QUERY_VEC].tolist(), pairs["docno"].tolist()
     else:
         vectors, docnos = (list(part) for part in zip(*pairs, strict=True)) if (pairs := list(pairs)) else ([], [])
-    qids = [str(i) for i in range(len(vectors))]
+    vectors = [frames.vector(vector, f"{frames.QUERY_VEC} of pair {i}") for i, vector in enumerate(vectors)]
+    distinct: dict[bytes, int] = {}
+    numbers = [distinct.setdefault(vector.tobytes(), len(distinct)) for vector in vectors]
+    first = dict(zip(reversed(numbers), reversed(vectors), strict=True))
+    qids = [str(i) for i in range(len(distinct))]
     topics = pd.DataFrame({"qid": qids}).assign(query=qids)
-    topics[frames.QUERY_VEC] = frames.object_column(vectors, topics.index)
-    return topics, pd.DataFrame({"qid": qids, "docno": docnos, "label": 1})
+    topics[frames.QUERY_VEC] = frames.object_column((first[i] for i in range(len(distinct))), topics.index)
+    return topics, pd.DataFrame({"qid": [str(i) for i in numbers], "docno": docnos, "label": 1})
 
 
 def unit(vectors: Floats) -> Floats:
     """Rows of length one; of zeros where there is nothing else."""
     lengths = np.sqrt(np.einsum("...i,...i->...", vectors, vectors))[..., None]
+    odd = ~((lengths > 1e-12) & (lengths < np.inf))
+    if odd.any():  # zeros, or squares that float32 does not hold
+        largest = np.abs(vectors).max(-1, keepdims=True, initial=0)
+        vectors = (vectors / np.where(odd & (largest > 0), largest, 1).astype(np.float32)).astype(np.float32)
+        lengths = np.sqrt(np.einsum("...i,...i->...", vectors, vectors))[..., None]
     scaled: Floats = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     return scaled
 
 
 def _relevant(qrels: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Labels of each query's relevant documents, the largest first."""
-    judged = qrels[qrels["label"] >= 1].sort_values("label", ascending=False, kind="stable")
+    judged = _relevant_rows(qrels).sort_values("label", ascending=False, kind="stable")
     rows = judged[["qid", "docno", "label"]].itertuples(index=False)
     labels: dict[str, dict[str, float]] = {}
     for qid, docno, label in rows:
         labels.setdefault(qid, {})[docno] = float(label)
     return labels
+
+
+def _relevant_rows(qrels: pd.DataFrame) -> pd.DataFrame:
+    """Judgements of relevant documents; of one that was judged twice, the largest label."""
+    pt.validate.columns(qrels, includes=["qid", "docno", "label"])
+    try:
+        judged = qrels[qrels["label"] >= 1].reset_index(drop=True)
+    except TypeError:
+        raise ValueError(f"labels of qrels must be numbers, got {qrels['label'].iloc[0]!r}") from None
+    best = judged.sort_values("label", ascending=False, kind="stable").drop_duplicates(["qid", "docno"])
+    return best.sort_index()
+
+
+def _check_judged(data: pd.DataFrame, relevant: Mapping[str, Any]) -> None:
+    """ValueError where no query has a relevant document."""
+    if not len(data) or not relevant:
+        raise ValueError("no queries" if relevant else "no judgement of a relevant document")
+    if not data["qid"].isin(relevant).any():
+        first, judged = data["qid"].iloc[0], next(iter(relevant))
+        raise ValueError(f"no query has a relevant document: queries are {first!r}, ..., judgements of {judged!r}, ...")
 
 
 def _documents(
@@ -209,7 +276,10 @@ def _documents(
         return first["docno"].tolist(), frames.vectors(first, frames.DOC_VEC)
     names = dict.fromkeys(results["docno"])
     if missing == "inject":
-        names |= dict.fromkeys(docno for qid in results["qid"].unique() for docno in relevant[qid])
+        wanted = list(dict.fromkeys(docno for qid in results["qid"].unique() for docno in relevant[qid]))
+        # judgements may be of a larger collection; of indexes that do not say what they hold, all must be there
+        there = index.holds(wanted) if hasattr(index, "holds") else np.ones(len(wanted), dtype=bool)
+        names |= dict.fromkeys(docno for docno, known in zip(wanted, there, strict=True) if known)
     loaded = index.vec_loader()(pd.DataFrame({"docno": list(names)}))
     return list(names), frames.vectors(loaded, frames.DOC_VEC)
 

@@ -95,8 +95,12 @@ class NetworkTrainer:
                     best, at = copy.deepcopy(network.state_dict()), epoch
                 elif self.patience is not None and epoch - at >= self.patience:
                     break
-        network.load_state_dict(best)
-        network.eval()
+            network.load_state_dict(best)
+            network.eval()
+            with torch.inference_mode():  # the last step may have been the one that diverged
+                value = loss(batch)
+            if not value.isfinite():
+                raise ValueError(f"the loss is {value.item()} after epoch {at}: try a lower learning_rate")
         curves = pd.DataFrame(history)
         return curves.assign(kept=curves["epoch"] == at)
 

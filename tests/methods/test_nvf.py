@@ -87,7 +87,7 @@ def test_the_transform_leaves_queries_where_they_are():
 def test_it_learns_what_only_half_of_the_dimensions_say(features):
     train, test = frame(400), frame(100, seed=1)
     nvf = mv.NVF(features=features, hidden=32)
-    nvf.fit(train, judged(train), epochs=30, learning_rate=3e-3, patience=None, verbose=False)
+    nvf.fit(train, judged(train), epochs=30, batch_size=32, learning_rate=3e-3, patience=None, verbose=False)
     before, after = (
         pt.Evaluate(run, judged(test), metrics=["recip_rank"])["recip_rank"]
         for run in (mv.NVF().reranker()(test), nvf.reranker()(test))
@@ -199,6 +199,30 @@ def test_the_query_transform_in_front_of_an_index(index):
     assert feedback(topics).groupby("qid").size().eq(2).all()
 
 
+def test_topics_without_judgements_are_not_held_out(index):
+    results = frame(30).drop(columns="query")
+    qrels = judged(results).head(4)
+    topics = results.drop_duplicates("qid")[["qid", "query_vec"]]
+    for seed in range(4):
+        nvf = mv.NVF(hidden=4, seed=seed)
+        nvf.fit(results, qrels, epochs=1, verbose=False)
+        nvf.fit_query_transform(topics, qrels, index, epochs=1, verbose=False)
+        for history in (nvf.history, nvf.transform_history):
+            assert history["nDCG@10"].iloc[0] > 0
+    with pytest.raises(ValueError, match="no query has a relevant document: queries are 'v', ..."):
+        nvf.fit(
+            results, qrels, results.assign(qid="v" + results["docno"]).drop_duplicates("qid").assign(qid="v"), qrels
+        )
+
+
+def test_judgements_of_documents_that_the_index_lacks(index):
+    results = frame(20)
+    qrels = pd.concat([judged(results), judged(results).assign(docno="elsewhere", label=2)])
+    nvf = mv.NVF(hidden=4).fit(results, qrels, index=index, epochs=1, verbose=False)
+    nvf.fit_query_transform(results.drop_duplicates("qid"), qrels, index, epochs=1, verbose=False)
+    assert len(nvf.history) == len(nvf.transform_history) == 2
+
+
 def test_missing_relevant_documents_come_from_the_index(index):
     results = frame(10).drop(columns="doc_vec")
     far = results.groupby("qid")["docno"].agg(lambda mine: next(f"d{i}" for i in range(12) if f"d{i}" not in set(mine)))
@@ -245,11 +269,40 @@ def test_a_query_vector_in_one_row_of_its_query_is_enough():
         (lambda f: f.assign(doc_vec=[np.ones(3)] * len(f)), "query_vec has 8 dimensions and doc_vec 3"),
         (lambda f: f.assign(doc_vec=[None, *f["doc_vec"][1:]]), "doc_vec of document"),
         (lambda f: f.assign(query_vec_encoder="a#1", doc_vec_encoder='{"space": "b#2"}'), "different encoders meet"),
+        (lambda f: f.assign(doc_vec_encoder="b#2"), "doc_vec_encoder is not a description of an encoder: 'b#2'"),
+        (lambda f: f.assign(query_vec=[np.ones(0)] * len(f)), "query_vec of query 'q0' has no dimensions"),
     ],
 )
 def test_vectors_that_do_not_fit(change, message):
     with pytest.raises(ValueError, match=message):
         mv.NVF().reranker()(change(frame()))
+
+
+def test_scores_that_are_no_numbers():
+    results = frame()
+    long = results.assign(query_vec=[q * 1e30 for q in results["query_vec"]], doc_vec=results["doc_vec"] * 1e30)
+    with pytest.raises(ValueError, match="score of document 'd.*' for query 'q0' is .*: vectors too long"):
+        mv.NVF(normalize=False).reranker()(long)
+    added = mv.NVF(use_score=True)
+    for value in (np.nan, np.inf):
+        odd = results.assign(score=[*results["score"][:-1], value])
+        where = f"score of document {odd['docno'].iloc[-1]!r} for query 'q5' is {value}: use_score=True"
+        with pytest.raises(ValueError, match=where):
+            added.reranker()(odd)
+        with pytest.raises(ValueError, match=where):
+            added.fit(results, judged(results), odd, judged(results), verbose=False)
+    # a text without tokens, say
+    least = added.reranker()(results.assign(score=results["score"].where(results["rank"] < 4, -np.inf)))
+    assert least["rank"].tolist() == results["rank"].tolist()
+
+
+def test_documents_of_equal_vectors_are_ranked_by_name():
+    rng = np.random.default_rng(0)
+    q, d = (unit(rng.normal(size=(1, 384)).astype(np.float32))[0] for _ in range(2))
+    names = [f"d{i:02d}" for i in rng.permutation(50)]
+    results = pd.DataFrame({"qid": "1", "docno": names}).assign(query_vec=[q] * 50, doc_vec=[d] * 50)
+    found = mv.NVF().reranker()(results).sort_values("rank")
+    assert found["docno"].tolist() == sorted(names)
 
 
 def test_it_remembers_whose_vectors_it_was_trained_on():
@@ -261,9 +314,51 @@ def test_it_remembers_whose_vectors_it_was_trained_on():
     for stage in (nvf.reranker(), nvf.query_transform()):
         with pytest.raises(ValueError, match="trained on vectors of a#1, these are of b#2"):
             stage(other)
+    other = results.assign(query_vec_encoder="b#2", doc_vec_encoder=None)
+    for given in ((other, judged(results)), (results, judged(results), other)):
+        with pytest.raises(ValueError, match=r"trained on vectors of a#1, these are of b#2|meet: a#1, b#2"):
+            nvf.fit(*given, warm_start=True, verbose=False)
+    assert nvf.fit(other, judged(results), epochs=1, verbose=False).space == "b#2"  # anew, of others
     with pytest.raises(ValueError, match="trained on vectors of 8 dimensions, these have 3"):
         short = frame().assign(query_vec=[np.ones(3)] * 30, doc_vec=[np.ones(3)] * 30)
         nvf.reranker()(short)
+
+
+def test_both_networks_and_the_index_are_of_one_space(index, tmp_path):
+    results = frame(20).assign(query_vec_encoder="a#1")
+    topics, qrels = results.drop_duplicates("qid"), judged(results)
+    short = [{"docno": name, "doc_vec": v[:4]} for name, v in zip(results["docno"][:5], results["doc_vec"])]
+    small = mv.SingleVecIndex(tmp_path / "small.sv").index(short)
+    nvf = mv.NVF(hidden=4).fit(results, qrels, epochs=1, verbose=False)
+    with pytest.raises(ValueError, match="trained on vectors of 8 dimensions, these have 4"):
+        cut = topics.assign(query_vec=[q[:4] for q in topics["query_vec"]])
+        nvf.fit_query_transform(cut, qrels.assign(docno=short[0]["docno"]), small, verbose=False)
+    with pytest.raises(ValueError, match="trained on vectors of a#1, these are of b#2"):
+        nvf.fit_query_transform(topics.assign(query_vec_encoder="b#2"), qrels, index, verbose=False)
+    # an index or topics of which nothing is said forget nothing
+    assert nvf.fit_query_transform(topics.drop(columns="query_vec_encoder"), qrels, index, epochs=1).space == "a#1"
+
+    records = [r | {"doc_vec_encoder": '{"space": "b#2"}'} for r in index.get_corpus_iter()]
+    other = mv.SingleVecIndex(tmp_path / "other.sv").index(records)
+    for train in (mv.NVF().fit, mv.NVF().fit_query_transform):
+        with pytest.raises(ValueError, match="vectors of different encoders meet: a#1, b#2"):
+            train(results, qrels, index=other, verbose=False)
+    unnamed = results.drop(columns="query_vec_encoder")
+    assert mv.NVF(hidden=4).fit(unnamed, qrels, index=other, epochs=1, verbose=False).space == "b#2"
+    with pytest.raises(ValueError, match=r"an index with get_corpus_iter\(\), got None"):
+        mv.NVF().fit_query_transform(topics, qrels)
+
+
+def test_vectors_that_keep_their_lengths_are_moved_as_in_training(index):
+    import torch
+
+    results = frame(60)
+    topics = results.drop_duplicates("qid").assign(query_vec=lambda f: f["query_vec"] * 7)
+    nvf = mv.NVF(normalize=False)
+    nvf.fit_query_transform(topics, judged(results), index, valid=0, epochs=5, learning_rate=1e-2, verbose=False)
+    with torch.inference_mode():
+        trained = nvf._transform(torch.from_numpy(np.stack(topics["query_vec"])))
+    np.testing.assert_allclose(np.stack(nvf.query_transform()(topics)["query_vec"]), trained, atol=1e-6)
 
 
 def test_soft_result_is_a_mean_of_the_best():
@@ -276,7 +371,11 @@ def test_soft_result_is_a_mean_of_the_best():
         weights = np.exp(d @ q / 0.1) / np.exp(d @ q / 0.1).sum()
         np.testing.assert_allclose(vector, weights @ d, atol=1e-6)
     assert mv.NVF().soft_result()(results.iloc[:0]).columns.tolist() == ["qid", "query", "query_vec"]
-    for wrong in ({"k": 0}, {"temperature": 0.0}):
+    with pytest.raises(ValueError, match="vectors of different encoders meet: a#1, b#2"):
+        mv.NVF().soft_result()(results.assign(query_vec_encoder="a#1", doc_vec_encoder='{"space": "b#2"}'))
+    coldest = mv.NVF().soft_result(4, 1e-30)(results)["query_vec"]
+    assert np.isfinite(np.stack(coldest)).all()
+    for wrong in ({"k": 0}, {"temperature": 0.0}, {"temperature": 1e-45}, {"temperature": float("nan")}):
         with pytest.raises(ValueError, match="at least 1"):
             mv.NVF().soft_result(**wrong)
 
@@ -306,6 +405,9 @@ def test_text_is_encoded_and_explained():
     score = nvf.text_scorer()(pd.DataFrame(rows))["score"].iloc[1]
     assert parts["score"].sum() == pytest.approx(score, abs=1e-6)
     assert parts["score"].iloc[1] > 0
+    with pytest.raises(ValueError, match="trained on vectors of a#1, these are of"):
+        nvf.space = "a#1"
+        nvf.explain("feline pets", texts[0])
     for other in (mv.NVF(mv.models.MINILM, use_score=True), mv.NVF(mv.models.MINILM, "cross")):
         with pytest.raises(ValueError, match="depend on what else was found"):
             other.explain("a", "b")

@@ -167,6 +167,22 @@ def test_candidates_by_number_and_first_stage_scores():
     torch.testing.assert_close(found[0, :2], torch.tensor([0.0, 1.0]))
     torch.testing.assert_close(found[1], torch.zeros(3))  # equal scores say nothing
     assert min_max(first, candidates >= 0)[0].tolist() == [0.0, 1.0, 0.0]
+    least = torch.tensor([[-torch.inf, 3.0, 1.0, 2.0], [-torch.inf, 1.0, 1.0, -torch.inf], [-torch.inf] * 4])
+    found = min_max(least, torch.ones(3, 4, dtype=torch.bool))
+    assert found.tolist() == [[0.0, 1.0, 0.0, 0.5], [0.0] * 4, [0.0] * 4]
+
+
+@pytest.mark.parametrize("dim", [3, 100, 384])
+@pytest.mark.parametrize("candidates", [1, 7, 50, 333])
+def test_what_is_known_of_equal_documents_is_equal(dim, candidates):
+    rng = np.random.default_rng(0)
+    q, d = (torch.tensor(rng.normal(size=(n, dim)), dtype=torch.float32) for n in (3, 1))
+    at = torch.zeros((3, candidates), dtype=torch.int64)
+    with torch.no_grad():
+        found = score_candidates(PairScorer(dim), q, d, at)
+        alone = score_candidates(PairScorer(dim), q[:1], d, at[:1, :1])
+    assert (found == found[:, :1]).all()
+    assert found[0, 0] == alone[0, 0]
 
 
 def test_the_transform_starts_where_queries_are():
@@ -181,6 +197,9 @@ def test_the_transform_starts_where_queries_are():
     with torch.no_grad():
         plain.log_temperature.fill_(-100.0)
     assert plain.temperature.item() == pytest.approx(0.005)  # it never crosses zero
+    for wrong in (0, -1, 100, float("nan")):  # one out of its range would never learn
+        with pytest.raises(ValueError, match="temperature must be from 0.005 to 10"):
+            QueryTransform(8, temperature=wrong)
 
 
 def test_seeds():

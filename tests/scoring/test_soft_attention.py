@@ -40,6 +40,9 @@ def test_rows_sum_to_one_in_the_order_of_products_at_any_temperature():
         assert torch.equal(weights.log().argsort(dim=1)[:, -5:], order[:, -5:])
     assert soft_attention(queries, documents, 1e-4).amax(1).min() == pytest.approx(1)
     assert soft_attention(queries, documents, 1e6).max() == pytest.approx(1 / 20, rel=1e-3)
+    for temperature, shares in ((1e-30, [1.0, 0, 0]), (float("inf"), [1 / 3] * 3)):
+        found = soft_attention(torch.tensor([2.0, 0.0]), DOCUMENTS.float(), temperature)
+        torch.testing.assert_close(found, torch.tensor(shares))
     own = documents.expand(5, 20, 8)  # documents of each query
     torch.testing.assert_close(soft_result(queries, own, 0.5), soft_result(queries, documents, 0.5))
 

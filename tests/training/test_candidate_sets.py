@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyterrier_mvret.training.candidate_sets import asked, candidate_sets, relevant_sets, unit
+from pyterrier_mvret.training.candidate_sets import asked, candidate_sets, held_out, relevant_sets, unit
 
 VECTORS = {name: np.array(v, np.float32) for name, v in zip("abcdef", np.eye(6) + 0.1)}
 
@@ -74,8 +74,53 @@ def test_without_a_relevant_candidate():
     assert sorted(kept.qids) == ["1", "2"]
     with pytest.raises(ValueError, match="no query has a relevant document among its candidates"):
         candidate_sets(frame, judged(("1", "f", 1)), missing="drop")
-    with pytest.raises(ValueError, match="no judgement"):
+    with pytest.raises(ValueError, match="no judgement of a relevant document"):
         candidate_sets(frame, judged())
+    with pytest.raises(ValueError, match="no queries"):
+        candidate_sets(frame.iloc[:0], qrels)
+    for missing in ("inject", "drop", "keep"):
+        with pytest.raises(ValueError, match="queries are '1', ..., judgements of 1, ..."):
+            candidate_sets(frame, judged((1, "a", 1)), missing=missing)
+
+
+def test_relevant_documents_that_an_index_lacks_are_not_put_in():
+    class Says(Loader):
+        def holds(self, docnos):
+            return np.array([d in VECTORS for d in docnos])
+
+    frame, qrels = results({"1": "ab"}, with_vectors=False), judged(("1", "zzz", 2), ("1", "c", 1))
+    assert named(candidate_sets(frame, qrels, index=Says())) == [["a", "c"]]
+    with pytest.raises(KeyError, match="zzz"):  # others must have them all
+        candidate_sets(frame, qrels, index=Loader())
+
+
+def test_labels():
+    frame = results({"1": "abc"})
+    for rows in ((("1", "b", 2), ("1", "b", 1)), (("1", "b", 1), ("1", "b", 2), ("1", "b", 0))):
+        assert candidate_sets(frame, judged(*rows)).gains.tolist() == [[0, 2, 0]]
+        sets = relevant_sets(frame, judged(*rows), list(VECTORS), np.stack(list(VECTORS.values())))
+        assert (named(sets), sets.gains.tolist()) == ([["b"]], [[2]])
+    with pytest.raises(ValueError, match="labels of qrels must be numbers, got '1'"):
+        candidate_sets(frame, judged(("1", "b", "1")))
+    # a query with no label above -2, as there are for web pages: evaluating it as it is crashes
+    qrels = judged(("1", "b", 1), ("1", "a", -1), ("2", "a", -2))
+    sets = candidate_sets(results({"1": "abc", "2": "ab"}), qrels, missing="keep")
+    assert sets.measured(sets.scores, qrels, "RR@10") == 0.25
+    assert sets.measured(sets.scores, qrels, "nDCG@10") == pytest.approx(0.5 / np.log2(3))
+
+
+def test_only_topics_with_something_to_find_are_divided():
+    frame = results(dict.fromkeys("123456789", "ab"))
+    qrels = judged(("2", "a", 1), ("5", "a", 1), ("7", "a", 0), ("8", "b", 1))
+    texts = frame["qid"].where(frame["rank"] == 0, None)  # a text in one of a query's rows
+    for data in (frame, frame.assign(query=texts), frame.assign(query=None)):
+        for seed in range(5):
+            train, valid = (set(part["qid"]) for part in held_out(data, qrels, 0.3, seed))
+            assert not train & valid and train | valid == {"2", "5", "8"}
+    with pytest.raises(ValueError, match="one judged query cannot be divided in two"):
+        held_out(frame, judged(("2", "a", 1)), 0.3, 0)
+    with pytest.raises(ValueError, match="valid is a share"):
+        held_out(frame, qrels, -1, 0)
 
 
 def test_measured_as_pyterrier_does():
@@ -97,6 +142,8 @@ def test_measured_as_pyterrier_does():
     ],
 )
 def test_what_is_no_set(change, message):
+    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
+        candidate_sets(results({"1": "ab"}), judged(("1", "b", 1)), depth=0)
     with pytest.raises(ValueError, match=message):
         candidate_sets(change(results({"1": "ab"})), judged(("1", "b", 1)))
     with pytest.raises(ValueError, match="missing must be one of inject, drop, keep"):
@@ -123,7 +170,28 @@ def test_pairs_as_topics_and_judgements():
         assert qrels.to_numpy().tolist() == [["0", "a", 1], ["1", "b", 1]]
         np.testing.assert_array_equal(topics["query_vec"][1], VECTORS["b"])
     assert len(asked([])[0]) == 0
+    with pytest.raises(ValueError, match="query_vec of pair 1: holds NaN"):
+        asked([(VECTORS["a"], "a"), (VECTORS["b"] * np.nan, "b")])
+
+
+def test_pairs_of_equal_vectors_are_one_query():
+    topics, qrels = asked([(VECTORS["b"], "a"), ([1, 2], "b"), (VECTORS["b"].tolist(), "c"), (VECTORS["b"], "a")])
+    assert qrels["qid"].tolist() == ["0", "1", "0", "0"]
+    assert topics["qid"].tolist() == ["0", "1"]
+    np.testing.assert_array_equal(topics["query_vec"][1], [1, 2])
 
 
 def test_vectors_of_zeros_stay():
     assert unit(np.zeros((1, 3), np.float32)).tolist() == [[0, 0, 0]]
+    assert unit(np.zeros((0, 0), np.float32)).shape == (0, 0)
+
+
+@pytest.mark.parametrize("length", [1e-35, 1e-20, 1e25, 1e37])
+def test_vectors_whose_squares_float32_does_not_hold(length):
+    vectors = np.array([[3, 4], [0.3, 0.4], [0, 0]], np.float32)
+    found = unit(vectors * np.array([[length], [1], [1]], np.float32) / 4)
+    np.testing.assert_allclose(found, [[0.6, 0.8], [0.6, 0.8], [0, 0]], rtol=1e-5)
+    np.testing.assert_array_equal(found[1], unit(vectors[1:2] / 4)[0])
+    # others beside it are what they are alone, to the last digit
+    many = np.random.default_rng(0).normal(size=(50, 33)).astype(np.float32)
+    np.testing.assert_array_equal(unit(np.vstack([many, 0 * many[:1]]))[:50], unit(many))

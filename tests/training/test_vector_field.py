@@ -132,6 +132,21 @@ def test_a_loss_that_is_no_number_is_an_error():
         NetworkTrainer().fit(network, 2, lambda rows: network(torch.ones(1, 1)).sum() * float("nan"), verbose=False)
 
 
+def test_a_last_step_that_diverges_is_an_error():
+    network = torch.nn.Linear(1, 1)
+    how = NetworkTrainer(epochs=1, learning_rate=1e30)
+
+    def loss(rows):
+        return network(torch.ones(len(rows), 1)).square().square().sum()
+
+    with pytest.raises(ValueError, match="the loss is inf after epoch 1: try a lower learning_rate"):
+        how.fit(network, 2, loss, verbose=False)
+    # where an earlier epoch was better, its weights stay
+    network.reset_parameters()
+    values = iter([1.0, 0.0])
+    assert how.fit(network, 2, loss, lambda: next(values), verbose=False)["kept"].tolist() == [True, False]
+
+
 @pytest.mark.parametrize(
     "settings", [{"epochs": 0}, {"batch_size": 0}, {"patience": 0}, {"learning_rate": 0}, {"weight_decay": -1}]
 )
