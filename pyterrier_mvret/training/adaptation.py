@@ -15,7 +15,7 @@ import pyterrier as pt
 
 from pyterrier_mvret import frames
 from pyterrier_mvret.scoring.strategies import Strategy, TopK, TopP, named_alignment
-from pyterrier_mvret.training.measures import parsed
+from pyterrier_mvret.training.measures import measurable, parsed
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
@@ -126,7 +126,7 @@ def _by_query(
     twice = candidates[candidates.duplicated()]
     if len(twice):
         raise ValueError(f"topic {twice['qid'].iloc[0]!r} has candidate {twice['docno'].iloc[0]!r} twice")
-    columns = []
+    columns, qrels = [], measurable(qrels)
     for row in scores[:, judged]:
         found = pt.Evaluate(frames.with_scores(candidates, row), qrels, metrics=[measure], perquery=True)
         columns.append(pd.Series({qid: values[str(measure)] for qid, values in found.items()}))

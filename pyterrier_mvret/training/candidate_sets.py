@@ -10,7 +10,7 @@ import pandas as pd
 import pyterrier as pt
 
 from pyterrier_mvret import frames
-from pyterrier_mvret.training.measures import parsed
+from pyterrier_mvret.training.measures import measurable, parsed
 from pyterrier_mvret.training.splits import split
 
 Floats = npt.NDArray[np.float32]
@@ -46,16 +46,13 @@ class CandidateSets:
         return len(self.queries)
 
     def measured(self, scores: Floats, qrels: pd.DataFrame, measure: Any) -> float:
-        """A measure of the candidates as scored, (queries, K); queries without any count as 0, as with PyTerrier.
-
-        Labels below 0 count as 0: with a query that has no others, trec_eval's code crashes.
-        """
-        qrels = qrels.assign(label=qrels["label"].clip(lower=0))
+        """A measure of the candidates as scored, (queries, K); queries without any count as 0, as with PyTerrier."""
         row, column = np.nonzero(self.candidates >= 0)
         names = np.asarray(self.docnos, dtype=object)[self.candidates[row, column]]
         qids = np.asarray(self.qids, dtype=object)[row]
         run = pd.DataFrame({"qid": qids, "docno": names, "score": scores[row, column].astype(np.float64)})
-        return float(pt.Evaluate(run, qrels, metrics=[parsed(measure)])[str(parsed(measure))])
+        found = pt.Evaluate(run, measurable(qrels), metrics=[parsed(measure)])
+        return float(found[str(parsed(measure))])
 
 
 def candidate_sets(

@@ -3,6 +3,7 @@
 from typing import Any
 
 import ir_measures
+import pandas as pd
 
 
 def parsed(measure: Any) -> Any:
@@ -20,3 +21,14 @@ def parsed(measure: Any) -> Any:
         return ir_measures.parse_measure(measure)
     except (NameError, ValueError):
         return next(iter(ir_measures.parse_trec_measure(measure)))
+
+
+def measurable(qrels: pd.DataFrame) -> pd.DataFrame:
+    """Judgements as trec_eval's code can read them: labels below 0, as those of web spam, count as 0.
+
+    With a query that has no other label it crashes, and Python with it.
+
+    >>> measurable(pd.DataFrame({"qid": ["1", "1"], "docno": ["a", "b"], "label": [-2, 1]}))["label"].tolist()
+    [0, 1]
+    """
+    return qrels.assign(label=qrels["label"].clip(lower=0))

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils import logging
 
 from pyterrier_mvret.training import curves
-from pyterrier_mvret.training.measures import parsed
+from pyterrier_mvret.training.measures import measurable, parsed
 
 
 class PartTrainer(MultiVectorEncoderTrainer):
@@ -82,7 +82,7 @@ class RankingEvaluator(BaseEvaluator):
         super().__init__()
         self.results, self.scorer = results, scorer
         self.measures = [parsed(measure) for measure in measures]
-        self.qrels = qrels[qrels["qid"].isin(results["qid"])]
+        self.qrels = measurable(qrels[qrels["qid"].isin(results["qid"])])
         self.primary_metric = str(self.measures[0])
         if not len(self.qrels):
             raise ValueError("no topic of the validation results has a judgement")

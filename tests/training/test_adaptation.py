@@ -300,3 +300,11 @@ def test_frames_are_checked():
 def test_choosing_needs_no_torch():
     code = "import sys, pyterrier_mvret.training.adaptation; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_topic_with_labels_below_0_alone_counts_as_one_that_finds_nothing():
+    results, scores, qrels, grid = ranked(WORKED)
+    spam = qrels.assign(label=[-2, *qrels["label"][1:]])
+    by_query = choose(results, scores, spam, grid).by_query
+    assert by_query.loc["0"].tolist() == [0, 0]
+    assert by_query.loc["1"].tolist() == [VALUE[THIRD], VALUE[SECOND]]
