@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -152,12 +152,12 @@ def numbered(store: Any, toks: Toks) -> tuple[npt.NDArray[np.int64], npt.NDArray
 # ---------------------------------------------------------------------- all engines on one index
 
 
-def compare(path: Path, queries: Path, scratch: Path) -> dict[str, Any]:
-    """Figures of every engine over an index."""
+def compare(path: Path, queries: Path, scratch: Path, engines: Iterable[str] = ENGINES) -> dict[str, Any]:
+    """Figures of engines over an index; the exact one is always among them."""
     rows: dict[str, Any] = {}
     info = mv.SparseIndex(path).info()
     large = info["postings"] * (130 + info["postings"] / info["documents"]) > MOST_SEISMIC_BYTES
-    for name in ENGINES:
+    for name in engines:
         if large and name.startswith("seismic"):
             rows[name] = {"left out": "does not fit the memory"}
             continue
@@ -203,8 +203,8 @@ def agreement(exact: Any, found: Any) -> dict[str, float]:
     return {"recall@10": round(float(np.mean(shares)), 4), "largest error of a score": float(f"{max(errors):.1e}")}
 
 
-def drawn(scratch: Path, documents: int, terms: tuple[int, int], law: str) -> dict[str, Any]:
-    """Figures of every engine over drawn vectors."""
+def drawn(scratch: Path, documents: int, terms: tuple[int, int], law: str, engines: Iterable[str]) -> dict[str, Any]:
+    """Figures of engines over drawn vectors."""
     rng = np.random.default_rng(0)
     path, queries = scratch / "x.sparse", scratch / "queries.jsonl"
     start = time.perf_counter()
@@ -213,7 +213,7 @@ def drawn(scratch: Path, documents: int, terms: tuple[int, int], law: str) -> di
     print(f"  drawn and indexed in {time.perf_counter() - start:.0f} s", flush=True)
     with queries.open("w") as out:
         out.writelines(json.dumps({"query_toks": t}) + "\n" for t in vectors(rng, QUERIES, terms[1], law))
-    return compare(path, queries, scratch)
+    return compare(path, queries, scratch, engines)
 
 
 def copied(scratch: Path, index: Path, queries: Path) -> dict[str, Any]:
@@ -226,6 +226,8 @@ def copied(scratch: Path, index: Path, queries: Path) -> dict[str, Any]:
 def keep(name: str, result: dict[str, Any]) -> None:
     """Adds one combination to the kept results."""
     kept = results()
+    before = kept["combinations"].get(name, {}).get("engines", {})
+    result["engines"] = {**before, **result["engines"]}
     kept["about"] = {
         "command": "python benchmarks/sparse_engines.py",
         "machine": f"{platform.machine()}, one core",
@@ -249,6 +251,9 @@ def main() -> None:
     parser.add_argument("--terms", type=int, nargs="+", default=[t for t, _ in TERMS], help="non-zeros of documents")
     parser.add_argument("--law", nargs="+", default=LAWS, choices=LAWS)
     parser.add_argument("--again", action="store_true", help="measures combinations that are kept, too")
+    parser.add_argument(
+        "--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES), help="others stay as kept"
+    )
     parser.add_argument("--index", type=Path, help="a real index instead, with --queries and --name")
     parser.add_argument("--queries", type=Path)
     parser.add_argument("--name")
@@ -266,7 +271,7 @@ def main() -> None:
             continue
         print(name, flush=True)
         with tempfile.TemporaryDirectory() as scratch:
-            keep(name, drawn(Path(scratch), documents, terms, law))
+            keep(name, drawn(Path(scratch), documents, terms, law, dict.fromkeys(["csr", *asked.engines])))
 
 
 if __name__ == "__main__":

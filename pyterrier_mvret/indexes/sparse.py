@@ -140,8 +140,8 @@ class SparseIndex(SegmentedIndex[SparseStore]):
         """Q with ``query_toks`` -> R: the best documents that share a term with the query; equal scores by docno.
 
         Args:
-            weighting: ``mv.scoring.BM25(...)``; none is the dot product of weights, for PISA rounded to 8 bits of the
-                largest weight on both sides (LASPAR's quantiser).
+            weighting: ``mv.scoring.BM25(...)``; none is the dot product of weights, for PISA rounded to 10
+                bits of the largest weight of documents and 8 bits of a query's (after LASPAR's quantiser).
             num_results: documents a query at most; none for all. ``retriever % k`` becomes ``num_results=k`` when
                 the pipeline is compiled.
             batch_size: queries that are searched together.

@@ -5,7 +5,9 @@ PISA stores integers and counts query terms, so weights are rounded here, in one
 * BM25 with PISA's own idf (``"rsj"``): weights times ``scale``, with ``k1`` times ``scale``, which changes scores by a
   constant only;
 * another idf: what each term adds to a document's score, as 16-bit integers of the largest, scored by dot product;
-* dot product: weights as 8-bit integers of the largest weight.
+* dot product: weights of documents as 10-bit integers of the largest, of a query as 8-bit integers of its own: recall
+  of the 10 best is then at least 0.99 on vectors of every shape that was tried, which 8 bits of both miss by a little.
+  PISA's work grows with a query's integers, not with those of documents.
 
 PISA's files are written from the CSR arrays as its indexer for tokens would, many times faster; it takes all postings
 in memory, some 40 bytes each.
@@ -36,7 +38,7 @@ Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-_BITS = 8
+_DOCUMENT_BITS, _QUERY_BITS = 10, 8
 _IMPACT_BITS = 16
 # a query's largest weight under BM25 becomes at least so much: PISA's work grows with the sum, errors fall with it
 _QUERY_LEVELS = 512
@@ -141,7 +143,7 @@ class PisaSearcher:
     def _query_step(self, weights: Floats) -> float:
         """What an integer of a query is worth; a power of two under BM25, so that small whole weights stay exact."""
         if self._weighting is None:
-            return float(weights.max()) / (2**_BITS - 1)
+            return float(weights.max()) / (2**_QUERY_BITS - 1)
         return float(2.0 ** np.floor(np.log2(weights.max() / _QUERY_LEVELS)))
 
 
@@ -162,7 +164,9 @@ def _opened(store: SparseStore, weighting: BM25 | None, scale: float) -> tuple[d
 def key_of(store: SparseStore, weighting: BM25 | None, scale: float) -> str:
     """What PISA's files depend on."""
     names = [entry["name"] for entry in store.manifest["segments"]]
-    return json.dumps(["pisa", names, repr(weighting), scale if _counts(weighting) else None])
+    # by how weights are rounded, too: files that were made otherwise are made anew
+    rounding = scale if _counts(weighting) else _DOCUMENT_BITS if weighting is None else _IMPACT_BITS
+    return json.dumps(["pisa", names, repr(weighting), rounding])
 
 
 def _counts(weighting: BM25 | None) -> bool:
@@ -195,7 +199,7 @@ def _plan(matrix: Matrix, weighting: BM25 | None, scale: float) -> _Plan:
     if weighting is not None and _counts(weighting):
         k1 = weighting.k1
         return _Plan(1 / scale, 0, {"k1": scale * k1, "b": weighting.b}, (1 + k1) / (1 + scale * k1))
-    bits = _BITS if weighting is None else _IMPACT_BITS
+    bits = _DOCUMENT_BITS if weighting is None else _IMPACT_BITS
     step = float(matrix.data.max(initial=0)) / (2**bits - 1) or 1.0
     return _Plan(step, 1, {}, step)
 

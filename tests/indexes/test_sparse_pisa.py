@@ -107,7 +107,8 @@ def test_other_idfs_take_weights_of_any_size(tmp_path, size):
         np.testing.assert_allclose(group["score"], [exact[d] for d in group["docno"]], rtol=5e-3)
 
 
-def test_the_quantiser_worked_by_hand(tmp_path):
+def test_the_quantiser_worked_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setattr(sparse_pisa, "_DOCUMENT_BITS", 8)  # as the specification's example has it
     docs = {"a": {"3": 0.845737, "7": 0.5336}, "b": {"3": 0.009, "9": 0.99996}, "c": {"7": 0.0444}}
     index = mv.SparseIndex(tmp_path / "i").index({"docno": d, "toks": toks} for d, toks in docs.items())
     results = index.retriever()(topics({"3": 0.222365, "7": 0.455826, "9": 0.861845}))
@@ -121,7 +122,7 @@ def test_the_quantiser_worked_by_hand(tmp_path):
 def test_dot_products_are_those_of_the_rounded_weights(tmp_path):
     docs, queries = latents(200), asked(12)
     documents, wanted = (m.toarray() for m in matrices(docs, queries))
-    document_step, query_steps = documents.max() / 255, wanted.max(axis=1, keepdims=True) / 255
+    document_step, query_steps = documents.max() / 1023, wanted.max(axis=1, keepdims=True) / 255
     stored = np.where(documents > 0, np.maximum(np.rint(documents / document_step), 1), 0)
     asked_for = np.where(wanted > 0, np.maximum(np.rint(wanted / query_steps), 1), 0)
     expected = asked_for @ stored.T * document_step * query_steps
@@ -153,19 +154,31 @@ def test_bm25_is_that_of_the_rounded_weights(tmp_path, scale):
 
 
 @pytest.mark.slow
-def test_the_quantiser_keeps_the_best_of_vectors_like_laspars(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "kept", "asked_for", "space", "law"),
+    [
+        (20000, 64, 32, 65536, "uniform"),
+        (20000, 64, 32, 65536, "zipf"),
+        (4000, 512, 128, 4_194_304, "zipf"),  # LASPAR's own sizes
+    ],
+)
+def test_the_quantiser_keeps_the_best(tmp_path, number, kept, asked_for, space, law):
     rng = np.random.default_rng(0)
-    space = 4_194_304
 
-    def vectors(n, kept):
+    def drawn(size):
+        if law == "uniform":
+            return rng.choice(space, size, replace=False)
+        many = np.exp(rng.uniform(0, np.log(space), 8 * size)).astype(int)  # dimension r as often as 1/r
+        return many[np.sort(np.unique(many, return_index=True)[1])][:size]  # the first different ones
+
+    def vectors(n, size):
         for _ in range(n):
-            drawn = np.exp(rng.uniform(0, np.log(space), 4 * kept)).astype(int)  # dimension r as often as 1/r
-            ids = drawn[np.sort(np.unique(drawn, return_index=True)[1])][:kept]  # the first different ones
+            ids = drawn(size)
             weights = np.log1p(2 * np.abs(rng.standard_normal(len(ids))))
             yield dict(zip(map(str, ids), (weights / np.linalg.norm(weights)).tolist()))
 
-    docs = [{"docno": f"d{i:04}", "toks": toks} for i, toks in enumerate(vectors(4000, 512))]
-    queries = topics(*vectors(200, 128))
+    docs = [{"docno": f"d{i:05}", "toks": toks} for i, toks in enumerate(vectors(number, kept))]
+    queries = topics(*vectors(200, asked_for))
     mv.SparseIndex(tmp_path / "i").index(docs)
     exact, pisa = (
         mv.SparseIndex(tmp_path / "i", e).retriever(num_results=10)(queries).groupby("qid")["docno"].agg(set)

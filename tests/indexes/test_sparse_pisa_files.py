@@ -225,7 +225,7 @@ def test_a_folder_says_what_it_holds_and_opens_in_pisa(tmp_path):
     number = index.store.term_numbers(["z3"])[0]
     got = pisa(pd.DataFrame([{"qid": "1", "query_toks": {f"{number:010}": 1.0}}]))
     assert got["docno"].tolist() == [f"{0:010}"]
-    assert got["score"].tolist() == [round(2.25 / 6 * 255)]
+    assert got["score"].tolist() == [round(2.25 / 6 * 1023)]
 
 
 def test_a_writer_that_drops_files_while_they_are_opened(tmp_path, monkeypatch):
