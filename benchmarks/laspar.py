@@ -14,7 +14,6 @@ cross-encoder (cross_encoder.py) is trained on a seed's rows, as heads are, befo
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import kept
 import numpy as np
 import pandas as pd
 from aligner_contrasts import corrected, randomisation
@@ -133,11 +133,11 @@ def run(condition: Condition, seed: int, rate: float, collections: list[Collecti
     for c in collections:
         topics = c.divided(seed)["test"]
         values, costs = c.sparse(model.head, topics)
-        rows.append({**condition.told(), "seed": seed, **took, **kept(c, values), **costs})
+        rows.append({**condition.told(), "seed": seed, **took, **as_kept(c, values), **costs})
     return rows
 
 
-def kept(collection: Collection, values: pd.DataFrame) -> dict[str, Any]:
+def as_kept(collection: Collection, values: pd.DataFrame) -> dict[str, Any]:
     """Means, and nDCG@10 topic by topic."""
     means = {name: round(float(values[name].mean()), 4) for name in MEASURES}
     return {"collection": collection.name, **means, "topics": values["nDCG@10"].round(4).tolist()}
@@ -149,7 +149,7 @@ def baselines(collections: list[Collection], seed: int) -> list[dict[str, Any]]:
     for c in collections:
         topics = c.divided(seed)["test"]
         for name, values in (("MiniLM cosine", c.cosine(topics)), ("BM25", c.values(c.words(topics), topics))):
-            rows.append({"pooling": name, "regulariser": "", "teacher": "", "seed": seed, **kept(c, values)})
+            rows.append({"pooling": name, "regulariser": "", "teacher": "", "seed": seed, **as_kept(c, values)})
     return rows
 
 
@@ -172,7 +172,7 @@ def crossed(rows: list[Any], collections: list[Collection], seed: int, cache: Pa
         topics = c.divided(seed)["test"]
         name = f"{CROSS} on the cosine's {RERANKED}"
         row = {"pooling": name, "regulariser": "", "teacher": "", "seed": seed, **told}
-        found.append({**row, **kept(c, c.reranked(topics, teacher, RERANKED))})
+        found.append({**row, **as_kept(c, c.reranked(topics, teacher, RERANKED))})
         print(name, c.name, found[-1]["nDCG@10"], f"{time.perf_counter() - start:.0f} s", flush=True)
     return scored, found
 
@@ -189,7 +189,7 @@ def measure(arguments: argparse.Namespace, cache: Path) -> None:
         conditions = [conditions[i] for i in sorted({0, min(5, len(conditions) - 1), len(conditions) - 1})]
     names = [*TRAINED, *UNSEEN][1 if arguments.smoke else 0 :]
     collections = [Collection(name, arguments.data, cache, name in TRAINED, topics) for name in names]
-    found: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {"rates": {}, "rows": []}
+    found: dict[str, Any] = {"rates": {}, **kept.read(target)}
     command = "python benchmarks/laspar.py --data FOLDER"
     part = f"about {CROSS}" if arguments.teachers == [CROSS] else "about"
     found[part] = about(command, ("torch", "sentence-transformers", "pyterrier-pisa"))
@@ -226,13 +226,7 @@ def measure(arguments: argparse.Namespace, cache: Path) -> None:
             found["rows"] += rows
             values = {row["collection"]: (row["nDCG@10"], row["FLOPS"]) for row in rows}
             print(told, values, rows[0]["seconds of training"], f"{time.perf_counter() - start:.0f} s", flush=True)
-            target.write_text(dumped(found))
-
-
-def dumped(found: dict[str, Any]) -> str:
-    """JSON with a line a row."""
-    rows = ",\n  ".join(json.dumps(row) for row in found["rows"])
-    return json.dumps({**found, "rows": []}, indent=1).replace('"rows": []', f'"rows": [\n  {rows}\n ]') + "\n"
+            kept.write(target, found)
 
 
 KEYS = ["latents", "k_doc", "pooling", "regulariser", "teacher"]
@@ -337,6 +331,6 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as folder:
             measure(arguments, arguments.cache or Path(folder))
     if FILE.exists():
-        kept_rows = json.loads(FILE.read_text())
+        kept_rows = kept.read(FILE)
         print(table(kept_rows).to_string())
         print(contrasts(kept_rows).to_string(index=False))
