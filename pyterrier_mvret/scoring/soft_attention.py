@@ -28,9 +28,7 @@ def soft_attention(queries: "Tensor", documents: "Tensor", temperature: "Tensor 
     >>> soft_attention(torch.tensor([0.8, 0.6]), documents, 0.1).tolist()
     [0.1642..., 0.0222..., 0.8135...]
     """
-    products = _products(queries, documents)
-    # before the division: with a T near 0, quotients would be infinite
-    return (products - products.detach().amax(-1, keepdim=True)).div(temperature).softmax(-1)
+    return _logits(queries, documents, temperature).softmax(-1)
 
 
 def soft_result(queries: "Tensor", documents: "Tensor", temperature: "Tensor | float") -> "Tensor":
@@ -70,11 +68,10 @@ def choose(
     """
     if choice not in get_args(Choice):
         raise ValueError(f"choice must be one of {', '.join(get_args(Choice))}, got {choice!r}")
-    products = _products(queries, documents).div(temperature)
+    logits = _logits(queries, documents, temperature)
     if choice == "gumbel":
-        noise = -products.new_empty(products.shape).exponential_().log()
-        products = products + noise
-    weights = products.softmax(-1)
+        logits = logits - logits.new_empty(logits.shape).exponential_().log()
+    weights = logits.softmax(-1)
     if choice != "soft":
         best = weights.detach().argmax(-1, keepdim=True)
         hard = weights.detach().new_zeros(weights.shape).scatter_(-1, best, 1.0)
@@ -83,8 +80,10 @@ def choose(
     return _mean(weights, documents)
 
 
-def _products(queries: "Tensor", documents: "Tensor") -> "Tensor":
-    return (documents @ queries[..., None]).squeeze(-1) if documents.ndim > 2 else queries @ documents.T
+def _logits(queries: "Tensor", documents: "Tensor", temperature: "Tensor | float") -> "Tensor":
+    """Inner products over T, the largest of a query 0: with a T near 0, others would be infinite."""
+    products = (documents @ queries[..., None]).squeeze(-1) if documents.ndim > 2 else queries @ documents.T
+    return (products - products.detach().amax(-1, keepdim=True)).div(temperature)
 
 
 def _mean(weights: "Tensor", documents: "Tensor") -> "Tensor":

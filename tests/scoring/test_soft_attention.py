@@ -82,6 +82,12 @@ def test_gumbel_draws_by_the_attention():
     torch.testing.assert_close(shares, soft_attention(QUERY, DOCUMENTS, 0.5), atol=0.015, rtol=0)
 
 
+@pytest.mark.parametrize("choice", ["soft", "hard", "straight-through", "gumbel"])
+def test_a_temperature_near_0_leaves_numbers(choice):
+    found = choose(QUERY[None].float(), DOCUMENTS.float(), 1e-30, choice)
+    torch.testing.assert_close(found, DOCUMENTS[2:].float())
+
+
 def test_another_choice():
     with pytest.raises(ValueError, match="choice must be one of soft, hard, straight-through, gumbel, got 'best'"):
         choose(QUERY[None], DOCUMENTS, 0.1, "best")
